@@ -1,0 +1,85 @@
+"""What a reward is: a callable `(prompts, audio, sampling_rate) -> scores`, and the checks at both of its ends."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..audio import check_audio
+
+
+class Reward(Protocol):
+    """Anything that scores clips: a learned model, a combination, or a function of the user's.
+
+    Args:
+        prompts: B texts.
+        audio: [B, C, T] float in [-1, 1].
+        sampling_rate: Hz.
+
+    Returns:
+        scores [B] float32, higher is better.
+    """
+
+    def __call__(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor: ...
+
+
+def check_scores(scores: Tensor, batch_size: int, name: str = "reward") -> Tensor:
+    """Refuse scores that would poison a training run; return them as float32 [B], detached.
+
+    Args:
+        scores: what a reward returned.
+        batch_size: B, the number of clips it was given.
+        name: the reward's name for the message.
+
+    Raises:
+        ValueError: not a real-valued tensor, not of shape [B], or holding NaN or infinite values.
+
+    Example:
+        >>> check_scores(torch.tensor([0.5, 1.0]), 2, "adherence")
+        tensor([0.5000, 1.0000])
+    """
+    if not isinstance(scores, Tensor):
+        raise ValueError(
+            f"Reward `{name}` returned {type(scores).__name__}; return a float tensor [B] with one score a clip "
+            "(for a list: torch.tensor(scores))."
+        )
+    if scores.is_complex() or scores.dtype == torch.bool:
+        raise ValueError(f"Reward `{name}` returned {scores.dtype}; return a float tensor [B], e.g. scores.float().")
+    if scores.shape != (batch_size,):
+        raise ValueError(
+            f"Reward `{name}` returned shape {tuple(scores.shape)} for {batch_size} clips; return one score a clip, "
+            f"shape ({batch_size},)."
+        )
+    scores = scores.detach().float()
+    if not torch.isfinite(scores).all():
+        wrong = (~torch.isfinite(scores)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"Reward `{name}` returned NaN or infinite scores for clip(s) {wrong[:8]} of {batch_size}: "
+            f"{scores[wrong[:8]].tolist()}; look at these clips and at the reward's own divisions and logarithms."
+        )
+    return scores
+
+
+def check_reward_inputs(prompts: list[str], audio: Tensor, sampling_rate: int) -> None:
+    """Refuse what no reward can score.
+
+    Raises:
+        ValueError: `audio` not a finite float [B, C, T], `prompts` not B strings, `sampling_rate` not a whole number of
+            Hz above 0.
+    """
+    check_audio(audio)
+    if audio.dim() != 3:
+        raise ValueError(f"`audio` must be [B, C, T], got shape {tuple(audio.shape)}; add the batch with audio[None].")
+    if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"`prompts` must be a list of strings, one a clip, got {type(prompts).__name__}.")
+    if len(prompts) != len(audio):
+        raise ValueError(f"`prompts` holds {len(prompts)} texts for {len(audio)} clips; give one prompt a clip.")
+    check_sampling_rate(sampling_rate)
+
+
+def check_sampling_rate(sampling_rate: int) -> None:
+    """ValueError unless `sampling_rate` is a whole number of Hz above 0."""
+    is_whole = isinstance(sampling_rate, int | np.integer) and not isinstance(sampling_rate, bool)
+    if not is_whole or sampling_rate <= 0:
+        raise ValueError(f"`sampling_rate` must be a whole number of Hz above 0, got {sampling_rate!r}.")
