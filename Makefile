@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine with Python 3.11:
+#   make align   set up, then run the whole preference loop on the bundled models
+#   make test    set up, then run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: align test lint types tiny clean
+
+# One resolve in a fresh environment: torch and torchaudio must come from the same build.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'Python 3.11 or newer is needed, this is {sys.version}'"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $(STAMP)
+
+align: $(STAMP)
+	$(BIN)/musicrl align --recipe tiny --output_dir out/align
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# How the bundled models were made; hours. See recipes/README.md.
+tiny: $(STAMP)
+	$(BIN)/python -m pip install --quiet -r recipes/requirements.txt
+	$(BIN)/python recipes/run.py --work build/tiny
+
+clean:
+	rm -rf $(VENV) build out runs

@@ -1,0 +1,197 @@
+"""Waveforms: reading, writing, resampling and loudness, through soundfile.
+
+Audio is float32 in [-1, 1], shaped [B, C, T] (or [C, T] for one clip); `sampling_rate` is in Hz. Files are read and
+written by soundfile and never by torchcodec, which does not load on CPU-only installations.
+"""
+
+import io
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyloudnorm
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+MAX_DURATION_S = 30.0
+"""Longest clip, in seconds, that MusicGen's positions cover; longer ones are refused, never cut silently."""
+
+_SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` (a file or a folder to be made); it replaces `path` on success only.
+
+    On an error nothing is left behind and what stood at `path` stays as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = scratch / target.name
+    try:
+        yield temporary
+        if target.is_dir() and not target.is_symlink():
+            # A folder cannot be renamed over a full one: the old one steps aside until the new one stands.
+            target.rename(scratch / "replaced")
+        temporary.replace(target)
+    finally:
+        replaced = scratch / "replaced"
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_audio(audio: Tensor, name: str = "audio") -> None:
+    """Refuse what no codec or reward can take.
+
+    Args:
+        audio: [B, C, T] or [C, T], floating point.
+        name: what to call it in the message.
+
+    Raises:
+        ValueError: not a float tensor of two or three dimensions, empty, NaN or infinite.
+    """
+    if not isinstance(audio, Tensor) or not audio.is_floating_point():
+        kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
+        raise ValueError(f"`{name}` must be a float tensor [B, C, T], got {kind}; convert it with .float() in [-1, 1].")
+    if audio.dim() not in (2, 3):
+        raise ValueError(f"`{name}` must be [B, C, T] or [C, T], got shape {tuple(audio.shape)}.")
+    if audio.numel() == 0:
+        raise ValueError(f"`{name}` is empty (shape {tuple(audio.shape)}); give at least one sample.")
+    if not torch.isfinite(audio).all():
+        raise ValueError(f"`{name}` holds NaN or infinite samples; check how it was made or read.")
+
+
+def resample(audio: Tensor, orig: int, new: int) -> Tensor:
+    """Resample [..., T] from `orig` to `new` Hz; the length becomes ceil(T * new / orig)."""
+    for name, rate in (("orig", orig), ("new", new)):
+        if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
+            raise ValueError(f"`{name}` must be a sampling rate in Hz, a whole number above 0, got {rate!r}.")
+    if orig == new:
+        return audio
+    return torchaudio.functional.resample(audio, int(orig), int(new))
+
+
+def match_loudness(audio: Tensor, sampling_rate: int, target_lufs: float = -23.0) -> Tensor:
+    """Scale one clip [C, T] to `target_lufs` integrated loudness (ITU-R BS.1770 through pyloudnorm).
+
+    Where the scaled clip would pass full scale it is turned down to a peak of 1 instead, so nothing clips. A silent
+    clip comes back unchanged. Clips shorter than BS.1770's 0.4 s block are measured as one block.
+    """
+    check_audio(audio)
+    if audio.dim() != 2:
+        raise ValueError(f"`audio` must be one clip [C, T], got shape {tuple(audio.shape)}.")
+    block_s = min(0.4, audio.shape[-1] / sampling_rate)
+    meter = pyloudnorm.Meter(sampling_rate, block_size=block_s)
+    loudness = meter.integrated_loudness(audio.T.double().cpu().numpy())
+    if not math.isfinite(loudness):
+        return audio
+    scaled = audio * 10 ** ((target_lufs - loudness) / 20)
+    return scaled / scaled.abs().max().clamp(min=1.0)
+
+
+def read_audio(
+    source: str | os.PathLike | bytes,
+    *,
+    sampling_rate: int | None = None,
+    channels: int | None = None,
+    max_duration_s: float = MAX_DURATION_S,
+) -> tuple[Tensor, int]:
+    """Read one clip from a file or from the bytes of one.
+
+    Args:
+        source: path, or the whole file as bytes (WAV, FLAC, OGG, MP3: whatever libsndfile reads).
+        sampling_rate: resample to this rate in Hz; None keeps the file's own.
+        channels: refuse the file unless it has as many channels; mono is copied to both sides where 2 are asked for.
+        max_duration_s: refuse longer clips, in seconds.
+
+    Returns:
+        audio [C, T] float32 and its sampling rate in Hz.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not audio, truncated, empty, silent, NaN, over `max_duration_s`, or stereo where mono is needed.
+    """
+    label = "the given bytes" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise FileNotFoundError(f"`source`: there is no audio file {label}; check the path.")
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            rate, announced = file.samplerate, file.frames
+            if announced / rate > max_duration_s:
+                raise ValueError(
+                    f"{label} lasts {announced / rate:.1f} s, more than `max_duration_s` = {max_duration_s:g}; "
+                    "cut it into shorter clips first."
+                )
+            samples = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{label} cannot be read as audio ({error.error_string.strip()}): it is no audio file, or it was cut short. "
+            "Give a whole WAV, FLAC, OGG or MP3 file."
+        ) from None
+    if len(samples) == 0:
+        raise ValueError(f"{label} is empty: it holds no samples; record or export it again.")
+    if len(samples) < announced or _wav_is_cut_short(source):
+        raise ValueError(
+            f"{label} is truncated: {len(samples)} samples of those that its header announces; copy the whole file again."
+        )
+    audio = torch.from_numpy(np.ascontiguousarray(samples.T))
+    check_audio(audio, label)
+    if audio.abs().max() < _SILENCE_PEAK:
+        raise ValueError(f"{label} is silent (peak {audio.abs().max():.1e}); leave it out or render it again.")
+    if channels is not None and audio.shape[0] != channels:
+        if audio.shape[0] != 1:
+            raise ValueError(
+                f"{label} has {audio.shape[0]} channels where {channels} are needed; mix it down yourself first "
+                "(for example with `audio.mean(0, keepdim=True)`)."
+            )
+        audio = audio.expand(channels, -1).contiguous()
+    if sampling_rate is not None:
+        audio, rate = resample(audio, rate, sampling_rate), sampling_rate
+    return audio, rate
+
+
+def _wav_is_cut_short(source: str | os.PathLike | bytes) -> bool:
+    """libsndfile quietly shortens a WAV file that ends before its header says; the header still knows."""
+    if isinstance(source, bytes):
+        head, size = source[:12], len(source)
+    else:
+        with open(source, "rb") as file:
+            head = file.read(12)
+        size = Path(source).stat().st_size
+    announced = int.from_bytes(head[4:8], "little") + 8
+    is_wav = head[:4] == b"RIFF" and head[8:12] == b"WAVE"
+    return is_wav and announced < 0xFFFFFFFF and announced > size + 1  # streamed files announce the largest number
+
+
+def write_audio(path: str | os.PathLike, audio: Tensor, sampling_rate: int) -> None:
+    """Write one clip [C, T] as 16-bit WAV or FLAC, by the suffix of `path`; samples beyond full scale are clipped.
+
+    Raises:
+        ValueError: a suffix other than .wav and .flac, or `audio` that is not a finite [C, T] tensor.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".wav", ".flac"):
+        raise ValueError(f"`path` must end in .wav or .flac, got {str(path)!r}.")
+    data = audio_bytes(audio, sampling_rate, suffix[1:])
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def audio_bytes(audio: Tensor, sampling_rate: int, format: str = "flac") -> bytes:
+    """One clip [C, T] as the bytes of a 16-bit "flac" or "wav" file."""
+    check_audio(audio)
+    if audio.dim() != 2:
+        raise ValueError(f"`audio` must be one clip [C, T], got shape {tuple(audio.shape)}; write clips one by one.")
+    buffer = io.BytesIO()
+    samples = audio.detach().float().clamp(-1, 1).T.cpu().numpy()
+    soundfile.write(buffer, samples, int(sampling_rate), format=format.upper(), subtype="PCM_16")
+    return buffer.getvalue()

@@ -1,0 +1,144 @@
+"""Job configurations: flat dataclasses, read from flat YAML and from `--field value`."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Config = TypeVar("Config")
+
+
+def load_config(cls: type[Config], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Build a job's dataclass from a YAML file and `--field value` arguments, which win.
+
+    Args:
+        cls: the dataclass.
+        path: flat YAML file; None for defaults.
+        overrides: ["--learning_rate", "1e-5", ...]; a list field takes all values up to the next `--`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a flat mapping, an unknown key, a missing field or a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    if path is not None:
+        for name, value in _read_yaml(path).items():
+            _check_known(name, fields, str(path))
+            values[name] = _convert(value, hints[name], name)
+    for name, words in _pair_up(overrides):
+        _check_known(name, fields, "the command line")
+        values[name] = _convert(_from_words(words, hints[name], name), hints[name], name)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"`{missing[0]}` is needed: set it in the configuration file or with --{missing[0]} VALUE.")
+    return cls(**values)
+
+
+def describe_fields(cls: type) -> str:
+    """The dataclass's fields as help text: name, default and the help of each field's metadata."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required:
+            default = "required"
+        elif field.default_factory is not dataclasses.MISSING:
+            default = f"default {field.default_factory()!r}"
+        else:
+            default = f"default {field.default!r}"
+        lines.append(f"  --{field.name}  {field.metadata.get('help', '')} ({default})")
+    return "\n".join(lines)
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`config`: there is no file {path}; examples are in examples/configs/.")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"`config`: {path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict) or any(isinstance(value, dict) for value in content.values()):
+        raise ValueError(f"`config`: {path} must be a flat mapping of `field: value` lines.")
+    return content
+
+
+def _check_known(name: str, fields: dict, where: str) -> None:
+    if name not in fields:
+        close = difflib.get_close_matches(name, fields, 1)
+        hint = f"did you mean `{close[0]}`?" if close else "it is not a field."
+        raise ValueError(f"`{name}` in {where} is unknown: {hint} Known fields: {', '.join(fields)}.")
+
+
+def _pair_up(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    pairs: list[tuple[str, list[str]]] = []
+    for word in overrides:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            pairs.append((name.replace("-", "_"), [value] if equals else []))
+        elif not pairs:
+            raise ValueError(f"`{word}`: expected --field value, for example --max_steps 100.")
+        else:
+            pairs[-1][1].append(word)
+    return pairs
+
+
+def _from_words(words: list[str], hint: Any, name: str) -> Any:
+    is_list = any(typing.get_origin(part) is list for part in _alternatives(hint))
+    if is_list:
+        return words
+    if not words and bool in _alternatives(hint):
+        return True
+    if len(words) != 1:
+        raise ValueError(f"`{name}` takes one value, got {words}.")
+    return None if words[0] in ("null", "none", "None") else words[0]
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return list(typing.get_args(hint))
+    return [hint]
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """`value` as one of the types in `hint`; YAML reads 1e-5 as text, the command line reads everything as text."""
+    alternatives = _alternatives(hint)
+    if value is None:
+        if type(None) in alternatives:
+            return None
+        raise ValueError(f"`{name}` must not be empty.")
+    for kind in alternatives:
+        origin = typing.get_origin(kind)
+        if origin is list:
+            items = value if isinstance(value, list) else [value]
+            return [_convert(item, typing.get_args(kind)[0], name) for item in items]
+        if origin is typing.Literal:
+            if value in typing.get_args(kind):
+                return value
+            raise ValueError(f"`{name}` must be one of {', '.join(map(str, typing.get_args(kind)))}, got {value!r}.")
+        if kind is bool and str(value).lower() in ("true", "false", "yes", "no", "1", "0"):
+            return str(value).lower() in ("true", "yes", "1")
+        if kind in (int, float) and not isinstance(value, bool | list):
+            try:
+                number = float(value)
+            except ValueError:
+                continue
+            if kind is float:
+                return number
+            if number.is_integer():
+                return int(number)
+        if kind is str and not isinstance(value, list):
+            return str(value)
+        if kind is Path:
+            return Path(value)
+    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in alternatives if kind is not type(None))
+    raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")

@@ -1,0 +1,447 @@
+"""The generator: text to codes to sound, and the log-probability of every decoder step.
+
+On disk it is a stock MusicGen: what is saved here loads with `transformers.MusicgenForConditionalGeneration`, and what
+Meta published as `facebook/musicgen-*` loads here.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    EncodecFeatureExtractor,
+    MusicgenConfig,
+    MusicgenForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from .audio import MAX_DURATION_S
+from .bundled import resolve
+from .codec import AudioCodec
+from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
+
+
+class MusicRLConfig(MusicgenConfig):
+    """A `MusicgenConfig` that answers what trainers ask of a language model's configuration."""
+
+    auto_map: ClassVar[dict] = {}
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):  # type: ignore[override]
+        """The part that describes the language model: this config, where the caller does not say which part.
+
+        The stock class refuses, since it has two candidates. Trainers write text token ids into what they get here,
+        and in the decoder's config those would be taken for codes.
+        """
+        if decoder or encoder:
+            return super().get_text_config(decoder=decoder, encoder=encoder)
+        return self
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        return self.decoder.num_codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        """V, codes a codebook."""
+        return self.decoder.vocab_size
+
+    @property
+    def pad_code(self) -> int:
+        """The id that the decoder reads where the delay pattern holds no code, and as its start; never sampled."""
+        return self.decoder.pad_token_id
+
+    @property
+    def audio_channels(self) -> int:
+        """C of the generated audio."""
+        return self.decoder.audio_channels
+
+
+@dataclass
+class StepScores:
+    """What the generator thinks of given codes. Positions that hold no code are 0.
+
+    Attributes:
+        logprobs: [B, K, S] float32, log-probability of each code under `temperature`.
+        entropies: [B, K, S] float32, of each code's distribution, in nats.
+        mask: [B, K, S] bool, True where there is a code.
+        logits: [B, K, S, V] float32, divided by `temperature`.
+        hidden: [B, S, H] of the decoder's trunk.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    mask: Tensor
+    logits: Tensor
+    hidden: Tensor
+
+
+@dataclass
+class Clips:
+    """Generated clips: codes [B, K, F], audio [B, C, T] in [-1, 1], sampling rate in Hz."""
+
+    codes: Tensor
+    audio: Tensor
+    sampling_rate: int
+
+
+class MusicRLForConditionalGeneration(MusicgenForConditionalGeneration):
+    """MusicGen with its tokenizer, exact step log-probabilities and a sampler that gives back the codes.
+
+    Example:
+        >>> model = MusicRLForConditionalGeneration.from_pretrained("musicrl-tiny")
+        >>> clips = model.sample(["a slow air played by a flute"], duration_s=1.0, seed=0)
+        >>> clips.audio.shape
+        torch.Size([1, 1, 16000])
+    """
+
+    config: MusicRLConfig
+    config_class = MusicRLConfig
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """Load a generator with its tokenizer from a bundled name, a folder or a Hub id; safetensors only.
+
+        Raises:
+            ValueError: unknown name, weights that are pickles, or a weight file that was cut short.
+        """
+        source = resolve(str(pretrained_model_name_or_path))
+        kwargs["use_safetensors"] = True
+        if not isinstance(kwargs.get("config"), MusicRLConfig):
+            kwargs.pop("config", None)
+        model = super().from_pretrained(source, *args, **kwargs)
+        hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.tokenizer = AutoTokenizer.from_pretrained(source, **hub_options)
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save a whole, stock MusicGen folder: config, safetensors, generation config, tokenizer, feature extractor."""
+        self.restore_audio_token_ids()
+        super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "config.json"
+        config = json.loads(path.read_text())
+        config["architectures"] = [MusicgenForConditionalGeneration.__name__]
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        self.feature_extractor().save_pretrained(save_directory)
+
+    def restore_audio_token_ids(self) -> None:
+        """Undo what trainers write into the generation config: their pad and eos are text ids, these are code ids."""
+        for config in (self.config, self.generation_config):
+            config.eos_token_id = None
+        self.config.pad_token_id = self.config.bos_token_id = None
+        generation = self.generation_config
+        generation.pad_token_id = generation.bos_token_id = self.config.pad_code
+        generation.decoder_start_token_id = self.config.pad_code
+
+    def feature_extractor(self) -> EncodecFeatureExtractor:
+        """The stock feature extractor that belongs to this model's codec."""
+        config = self.config.audio_encoder
+        return EncodecFeatureExtractor(
+            feature_size=self.config.audio_channels,
+            sampling_rate=config.sampling_rate,
+            padding_side="left",
+            chunk_length_s=config.chunk_length_s,
+            overlap=config.overlap,
+        )
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the generated audio, in Hz."""
+        return self.config.audio_encoder.sampling_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sampling_rate / self.config.audio_encoder.hop_length
+
+    @property
+    def codec(self) -> AudioCodec:
+        """The model's own EnCodec, with the codebooks of one channel."""
+        return AudioCodec(self.audio_encoder, self.config.num_codebooks // self.config.audio_channels)
+
+    def frames_for(self, duration_s: float) -> int:
+        """Frames F that cover `duration_s` seconds (at most 30, MusicGen's limit)."""
+        if not 0 < duration_s <= MAX_DURATION_S:
+            raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {duration_s!r}.")
+        return math.ceil(round(duration_s * self.frame_rate, 6))
+
+    def disable_dropout(self) -> None:
+        """Make the policy deterministic. The decoder's dropout is functional: only its numbers can be zeroed."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for part in self.decoder.modules():
+            for name in ("dropout", "activation_dropout", "attention_dropout", "layerdrop"):
+                if isinstance(vars(part).get(name), float):
+                    setattr(part, name, 0.0)
+        for name in ("dropout", "activation_dropout", "attention_dropout", "layerdrop"):
+            setattr(self.config.decoder, name, 0.0)
+
+    def freeze_codec(self) -> None:
+        """Keep the codec out of training; its straight-through path would otherwise break under DDP."""
+        self.audio_encoder.requires_grad_(False)
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def text_inputs(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts to `input_ids` and `attention_mask`, both [B, P], on the model's device."""
+        if isinstance(prompts, str) or len(prompts) == 0:
+            raise ValueError(f"`prompts` must be a list of at least one text, got {prompts!r}.")
+        if self.tokenizer is None:
+            raise ValueError(
+                "This generator has no tokenizer; load it with from_pretrained from a folder that has tokenizer files, "
+                "or set `model.tokenizer`."
+            )
+        batch = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
+        return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Text states [B, P, H] that the decoder attends to: projected, and 0 at padding, as the stock model does."""
+        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.text_encoder.config.hidden_size != self.config.decoder.hidden_size:
+            states = self.enc_to_dec_proj(states)
+        return states * attention_mask[..., None].to(states.dtype)
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    def check_codes(self, codes: Tensor, name: str = "codes") -> None:
+        """ValueError unless `codes` is integer [B, K, F] with this model's K and ids in [0, V] (V pads a clip's end)."""
+        expected, size = self.config.num_codebooks, self.config.codebook_size
+        if codes.dim() != 3 or codes.shape[1] != expected or codes.is_floating_point() or codes.numel() == 0:
+            raise ValueError(
+                f"`{name}` must be integers [B, {expected}, F], got {codes.dtype} of shape {tuple(codes.shape)}; encode "
+                "the clips with this generator's own codec."
+            )
+        if int(codes.min()) < 0 or int(codes.max()) > size:
+            raise ValueError(
+                f"`{name}` must lie in [0, {size}] ({size} pads), got {int(codes.min())} to {int(codes.max())}; encode "
+                "the clips with this generator's own codec."
+            )
+
+    def decoder_hidden(self, codes: Tensor, text_states: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the decoder over given codes.
+
+        Args:
+            codes: [B, K, F]; clips shorter than F end in `pad_code`.
+            text_states: [B, P, H] from `encode_text`.
+            text_mask: [B, P].
+
+        Returns:
+            hidden [B, S, H], where step s has seen the steps before it, and the delayed ids [B, K, S] that it predicts.
+        """
+        pad = self.config.pad_code
+        delayed = delay_codes(codes, pad, self.config.audio_channels)
+        shifted = torch.cat([torch.full_like(delayed[..., :1], pad), delayed[..., :-1]], -1)
+        hidden = self.decoder.model(
+            input_ids=shifted.flatten(0, 1),
+            encoder_hidden_states=text_states,
+            encoder_attention_mask=text_mask,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden, delayed
+
+    def codebook_logits(self, hidden: Tensor) -> Tensor:
+        """Trunk states [B, S, H] to logits [B, K, S, V] float32, one head a codebook."""
+        return torch.stack([head(hidden) for head in self.decoder.lm_heads], 1).float()
+
+    def score_codes(
+        self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0
+    ) -> StepScores:
+        """Log-probability of every code, with gradient.
+
+        Args:
+            codes: [B, K, F]; clips shorter than F end in `pad_code`.
+            input_ids, attention_mask: [B, P] from `text_inputs`.
+            temperature: the one that the codes were sampled with.
+        """
+        if temperature <= 0:
+            raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
+        text_states = self.encode_text(input_ids, attention_mask)
+        hidden, delayed = self.decoder_hidden(codes, text_states, attention_mask)
+        logits = self.codebook_logits(hidden) / temperature
+        mask = delayed != self.config.pad_code
+        distribution = logits.log_softmax(-1)
+        chosen = distribution.gather(-1, delayed.clamp(max=self.config.codebook_size - 1)[..., None])[..., 0]
+        entropies = -(distribution.exp() * distribution).sum(-1)
+        return StepScores(chosen * mask, entropies * mask, mask, logits, hidden)
+
+    def step_logprobs(self, codes: Tensor, prompts: Sequence[str], temperature: float = 1.0) -> Tensor:
+        """Log-probability of each decoder step [B, S]: its K codes together, pads of the delay pattern left out."""
+        self.check_codes(codes)
+        return self.score_codes(codes, *self.text_inputs(prompts), temperature).logprobs.sum(1)
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        frames: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        guidance_scale: float = 1.0,
+        do_sample: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw codes [B, K, F] in S decoder steps with a KV cache.
+
+        Args:
+            input_ids, attention_mask: [B, P] from `text_inputs`.
+            frames: F.
+            temperature, top_k, guidance_scale: as in transformers; at 1, None and 1 the codes follow exactly the
+                distribution that `score_codes` scores at the same temperature, which RL needs.
+            do_sample: False takes the likeliest code each time.
+            generator: random numbers on the model's device; None uses torch's global ones.
+        """
+        _check_sampling(temperature, top_k, guidance_scale, frames)
+        was_training = self.training
+        self.eval()
+        config = self.config
+        text_states, text_mask = self.encode_text(input_ids, attention_mask), attention_mask
+        guided = guidance_scale > 1
+        if guided:
+            text_states = torch.cat([text_states, torch.zeros_like(text_states)])
+            text_mask = torch.cat([text_mask, torch.zeros_like(text_mask)])
+        batch = input_ids.shape[0]
+        delays = torch.tensor(codebook_delays(config.num_codebooks, config.audio_channels), device=self.device)
+        cache = EncoderDecoderCache(DynamicCache(config=config.decoder), DynamicCache(config=config.decoder))
+        current = input_ids.new_full((batch, config.num_codebooks), config.pad_code)
+        drawn = []
+        for step in range(num_steps(frames, config.num_codebooks, config.audio_channels)):
+            hidden = self.decoder.model(
+                input_ids=(current.repeat(2, 1) if guided else current).reshape(-1, 1),
+                encoder_hidden_states=text_states,
+                encoder_attention_mask=text_mask,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            logits = self.codebook_logits(hidden)[:, :, 0]
+            if guided:
+                conditional, null = logits.chunk(2)
+                logits = null + (conditional - null) * guidance_scale
+            if do_sample:
+                current = _draw(logits / temperature, top_k, generator)
+            else:
+                current = logits.argmax(-1)
+            outside = (step < delays) | (step >= delays + frames)
+            current = current.masked_fill(outside, config.pad_code)
+            drawn.append(current)
+        self.train(was_training)
+        return undelay_codes(torch.stack(drawn, -1), config.audio_channels)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        duration_s: float = 5.0,
+        temperature: float = 1.0,
+        top_k: int | None = 250,
+        guidance_scale: float = 3.0,
+        seed: int | None = None,
+    ) -> Clips:
+        """Generate one clip for each prompt (repeat a prompt for several).
+
+        Args:
+            prompts: B texts.
+            duration_s: seconds, at most 30.
+            temperature, top_k, guidance_scale: MusicGen's defaults; 1.0, None and 1.0 sample the model itself.
+            seed: makes the clips reproducible on one kind of device.
+
+        Returns:
+            Clips with codes [B, K, F] and audio [B, C, round(duration_s * sampling_rate)].
+
+        Raises:
+            ValueError: no prompts, or an argument out of range.
+        """
+        frames = self.frames_for(duration_s)
+        random = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        codes = self.sample_codes(
+            *self.text_inputs(prompts),
+            frames,
+            temperature=temperature,
+            top_k=top_k,
+            guidance_scale=guidance_scale,
+            generator=random,
+        )
+        return Clips(codes, self.decode_codes(codes, round(duration_s * self.sampling_rate)), self.sampling_rate)
+
+    # -- sound ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor, length: int | None = None) -> Tensor:
+        """Codes [B, K, F] to audio [B, C, T], T = F * hop or `length` samples; stereo codebooks alternate sides."""
+        sides = [self.codec.decode(codes[:, side :: self.config.audio_channels], length) for side in self._sides()]
+        return torch.cat(sides, 1)
+
+    @torch.no_grad()
+    def encode_audio(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, T] at `sampling_rate` to codes [B, K, F]; each side of stereo goes through the codec alone."""
+        if audio.dim() != 3 or audio.shape[1] != self.config.audio_channels:
+            raise ValueError(
+                f"`audio` must be [B, {self.config.audio_channels}, T] for this generator, got {tuple(audio.shape)}."
+            )
+        sides = [self.codec.encode(audio[:, side : side + 1]).codes for side in self._sides()]
+        return torch.stack(sides, 2).flatten(1, 2)
+
+    def _sides(self) -> range:
+        return range(self.config.audio_channels)
+
+
+def _check_sampling(temperature: float, top_k: int | None, guidance_scale: float, frames: int) -> None:
+    if temperature <= 0:
+        raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"`top_k` must be at least 1, or None for no limit, got {top_k!r}.")
+    if guidance_scale < 1:
+        raise ValueError(f"`guidance_scale` must be at least 1 (no guidance), got {guidance_scale!r}.")
+    if frames < 1:
+        raise ValueError(f"`frames` must be at least 1, got {frames!r}.")
+
+
+def _draw(logits: Tensor, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """One code a codebook from logits [B, K, V]: ids [B, K]."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
+    flat = logits.softmax(-1).flatten(0, 1)
+    return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:2])
+
+
+def load_generator(
+    name_or_path: str | os.PathLike, *, adapter: str | None = None, dtype: torch.dtype = torch.float32
+) -> MusicRLForConditionalGeneration:
+    """Load a generator by bundled name, folder or Hub id; an adapter is merged into the base that it names.
+
+    Args:
+        name_or_path: a generator, or a PEFT adapter (whose base is then loaded the same way, so that an adapter on an
+            adapter works too).
+        adapter: a PEFT adapter to merge on top.
+        dtype: of the weights in memory.
+    """
+    from peft import PeftConfig, PeftModel
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    source = resolve(str(name_or_path))
+    if find_adapter_config_file(source) is not None:
+        base = PeftConfig.from_pretrained(source).base_model_name_or_path
+        model = load_generator(base, adapter=source, dtype=dtype)
+    else:
+        model = MusicRLForConditionalGeneration.from_pretrained(source, dtype=dtype)
+    if adapter is not None and resolve(adapter) != source:
+        model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
+    return model.eval()
