@@ -110,7 +110,9 @@ def tiny_generator(
     return model.eval()
 
 
-def tiny_clap(seed: int = 0, sampling_rate: int = 16000) -> tuple[ClapModel, PreTrainedTokenizerFast, ClapFeatureExtractor]:
+def tiny_clap(
+    seed: int = 0, sampling_rate: int = 16000
+) -> tuple[ClapModel, PreTrainedTokenizerFast, ClapFeatureExtractor]:
     """A ClapModel in miniature with its tokenizer and feature extractor; clips of at most 10 s."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
@@ -138,6 +140,11 @@ def tiny_clap(seed: int = 0, sampling_rate: int = 16000) -> tuple[ClapModel, Pre
         projection_dim=16,
     )
     extractor = ClapFeatureExtractor(
-        feature_size=16, sampling_rate=sampling_rate, hop_length=sampling_rate // 25, max_length_s=10, fft_window_size=256
+        feature_size=16,
+        sampling_rate=sampling_rate,
+        hop_length=sampling_rate // 25,
+        max_length_s=10,
+        fft_window_size=1024,
+        truncation="rand_trunc",  # what extractors of models without fusion have
     )
     return ClapModel(config).eval(), tokenizer, extractor

@@ -1,0 +1,216 @@
+"""What the rewards share of a CLAP model: deterministic mel features, segments, and pooled states of its sound encoder.
+
+transformers' `ClapFeatureExtractor` crops long clips at random and, for fusion models, marks a random clip of a batch as
+"longer". A reward must give a clip the same score each time, so clips are cut here, by plan, and none is ever longer.
+"""
+
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    ClapAudioConfig,
+    ClapAudioModelWithProjection,
+    ClapFeatureExtractor,
+    ClapModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..audio import check_audio, match_loudness, resample
+from ..bundled import resolve
+from .contract import check_sampling_rate
+
+MAX_SEGMENT_S = 10.0  # section 3.3: a 30 s clip is scored as three segments of 10 s
+
+
+def load_clap(name_or_path: str) -> tuple[ClapModel, PreTrainedTokenizerBase, ClapFeatureExtractor]:
+    """A CLAP checkpoint by bundled name, folder or Hub id; safetensors only."""
+    source = resolve(name_or_path)
+    model = ClapModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(source), ClapFeatureExtractor.from_pretrained(source)
+
+
+def check_extractor(config: ClapAudioConfig, extractor: ClapFeatureExtractor) -> None:
+    """ValueError where the feature extractor makes mel features that the model of `config` cannot read."""
+    if (extractor.truncation == "fusion") != config.enable_fusion or extractor.feature_size != config.num_mel_bins:
+        raise ValueError(
+            f"`feature_extractor` has truncation={extractor.truncation!r} and {extractor.feature_size} mels, but the "
+            f"CLAP model has enable_fusion={config.enable_fusion} and {config.num_mel_bins} mels; use the one that was "
+            "saved with the model (truncation 'fusion' for models with fusion, 'rand_trunc' for others)."
+        )
+
+
+def to_segments(audio: Tensor, sampling_rate: int, extractor: ClapFeatureExtractor) -> Tensor:
+    """Mix down to mono, resample to the extractor's rate and cut into segments of equal length.
+
+    Clips of at most one segment stay whole. Longer ones get as few segments as cover them, spread evenly from the start
+    to the end: 30 s are three that touch, 25 s three that overlap by 2.5 s. So no short rest counts as much as 10 s.
+
+    Args:
+        audio: [B, C, T] at `sampling_rate` Hz.
+        extractor: its `max_length_s`, at most 10 s of it, is the length of a segment.
+
+    Returns:
+        [B, N, T'] at the extractor's rate.
+    """
+    check_audio(audio)
+    check_sampling_rate(sampling_rate)
+    mono = resample(audio.float().mean(1), sampling_rate, extractor.sampling_rate)
+    longest = min(extractor.nb_max_samples, int(MAX_SEGMENT_S * extractor.sampling_rate))
+    samples = mono.shape[-1]
+    if samples <= longest:
+        return mono[:, None]
+    count = ceil(samples / longest)
+    starts = [round(i * (samples - longest) / (count - 1)) for i in range(count)]
+    return torch.stack([mono[:, start : start + longest] for start in starts], 1)
+
+
+def log_mel(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
+    """The features of `ClapFeatureExtractor` for segments that it need not crop, in torch and so for a whole batch.
+
+    Args:
+        audio: [N, T] mono at the extractor's rate, no longer than its `max_length_s`.
+
+    Returns:
+        [N, 1, frames, mels] in dB; [N, 4, frames, mels], four times the same, for fusion models.
+    """
+    is_fusion = extractor.truncation == "fusion"
+    filters = extractor.mel_filters if is_fusion else extractor.mel_filters_slaney
+    mel_filters = torch.as_tensor(filters, dtype=torch.float32, device=audio.device)
+    window = torch.hann_window(extractor.fft_window_size, device=audio.device)
+    spectrum = torch.stft(
+        _pad(audio, extractor),
+        extractor.fft_window_size,
+        extractor.hop_length,
+        window=window,
+        pad_mode="reflect",
+        return_complex=True,
+    )
+    power = spectrum.abs().square().transpose(1, 2) @ mel_filters
+    decibels = 10 * power.clamp(min=1e-10).log10()
+    return decibels[:, None].expand(-1, 4 if is_fusion else 1, -1, -1)
+
+
+def _pad(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
+    """Fill up to `max_length_s` the extractor's way: repeat and cut, repeat whole and pad with silence, or only pad."""
+    length, longest = audio.shape[-1], extractor.nb_max_samples
+    if length < longest:
+        if extractor.padding == "repeat":
+            return audio.repeat(1, longest // length + 1)[:, :longest]
+        if extractor.padding == "repeatpad":
+            audio = audio.repeat(1, longest // length)
+        audio = nn.functional.pad(audio, (0, longest - audio.shape[-1]))
+    return audio
+
+
+def text_embeddings(model: ClapModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Tensor:
+    """Unit vectors [B, D]; equal prompts are embedded once, and what passes the model's positions is cut off."""
+    distinct = list(dict.fromkeys(prompts))
+    text_config = model.config.text_config
+    # RoBERTa's positions start behind the padding id.
+    longest = min(tokenizer.model_max_length, text_config.max_position_embeddings - text_config.pad_token_id - 1)
+    batch = tokenizer(distinct, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(model.device)
+    features = model.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+    rows = {prompt: row for row, prompt in enumerate(distinct)}
+    return features[[rows[prompt] for prompt in prompts]]
+
+
+def audio_embeddings(model: ClapModel, extractor: ClapFeatureExtractor, audio: Tensor, sampling_rate: int) -> Tensor:
+    """Unit vectors [B, N, D], one a segment."""
+    segments = to_segments(audio.to(model.device), sampling_rate, extractor)
+    features = log_mel(segments.flatten(0, 1), extractor)
+    embeddings = model.get_audio_features(features.to(model.dtype), is_longer=_never_longer(features)).pooler_output
+    return embeddings.unflatten(0, segments.shape[:2])
+
+
+def _never_longer(features: Tensor) -> Tensor:
+    return torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+
+
+class ClapSoundFeatures(nn.Module):
+    """A frozen CLAP sound encoder that turns clips into vectors for a small head.
+
+    Args:
+        config: of the encoder.
+        extractor: settings of a `ClapFeatureExtractor`, as its `to_dict` gives them.
+        pooling: "embedding" takes CLAP's unit vector; "statistics" takes mean and standard deviation of the mel bands
+            over time and of the encoder's states at every depth over time and frequency: the embedding is trained to
+            forget everything that a caption does not say, such as noise or bandwidth.
+        loudness_lufs: clips are brought to this loudness first, so that louder is never better; None leaves them.
+    """
+
+    def __init__(self, config: ClapAudioConfig, extractor: dict, pooling: str, loudness_lufs: float | None):
+        super().__init__()
+        self.encoder = ClapAudioModelWithProjection(config).requires_grad_(False).eval()
+        self.extractor = ClapFeatureExtractor.from_dict(extractor)
+        check_extractor(config, self.extractor)
+        self.pooling = pooling
+        self.loudness_lufs = loudness_lufs
+
+    @staticmethod
+    def size(config: ClapAudioConfig, pooling: str) -> int:
+        """D, the length of a clip's vector."""
+        if pooling == "embedding":
+            return config.projection_dim
+        width, depth = config.patch_embeds_hidden_size, len(config.depths)
+        # Patches, then each stage's output: every stage but the last halves the grid and doubles the width.
+        states = [width] + [width * 2 ** min(stage + 1, depth - 1) for stage in range(depth)]
+        return 2 * (config.num_mel_bins + sum(states))
+
+    def train(self, mode: bool = True) -> "ClapSoundFeatures":
+        """Frozen means that batch statistics and dropout stay off too."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, audio: Tensor, sampling_rate: int) -> Tensor:
+        """Vectors [B, D] of clips [B, C, T]: the mean over a clip's segments."""
+        check_audio(audio)
+        check_sampling_rate(sampling_rate)
+        if self.loudness_lufs is not None:
+            audio = torch.stack([match_loudness(clip, sampling_rate, self.loudness_lufs) for clip in audio])
+        weight = self.encoder.audio_projection.linear1.weight
+        segments = to_segments(audio.to(weight.device), sampling_rate, self.extractor)
+        pooled = self._pool(log_mel(segments.flatten(0, 1), self.extractor).to(weight.dtype))
+        return pooled.unflatten(0, segments.shape[:2]).mean(1).float()
+
+    def _pool(self, mel: Tensor) -> Tensor:
+        if self.pooling == "embedding":
+            embeddings = self.encoder(mel, is_longer=_never_longer(mel)).audio_embeds
+            return nn.functional.normalize(embeddings, dim=-1)
+        states = self.encoder.audio_model(mel, is_longer=_never_longer(mel), output_hidden_states=True).hidden_states
+        parts = [mel[:, 0].mean(1), mel[:, 0].std(1)]
+        for state in states:  # [N, width, height, width of the grid]
+            parts += [state.flatten(2).mean(-1), state.flatten(2).std(-1)]
+        return torch.cat(parts, -1)
+
+
+class FeatureHead(nn.Module):
+    """One hidden layer on standardised features: [B, D] -> [B].
+
+    The mean and the spread that it standardises by are buffers, so they are saved with it; `fit` sets them.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, size: int, hidden_size: int, dropout: float = 0.0):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+        self.hidden = nn.Linear(size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.score = nn.Linear(hidden_size, 1)
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Standardise by the mean and spread of training features [N, D]; what never varies is left at its scale."""
+        if features.dim() != 2 or len(features) < 2:
+            raise ValueError(f"`features` must be [N, D] with N of at least 2, got shape {tuple(features.shape)}.")
+        spread = features.std(0)
+        self.mean.copy_(features.mean(0))
+        self.spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        standardised = (features - self.mean) / self.spread
+        return self.score(self.dropout(nn.functional.gelu(self.hidden(standardised))))[:, 0]
