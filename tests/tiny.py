@@ -51,10 +51,14 @@ def tiny_codec_config(V: int = 16, K: int = 4, **overrides) -> EncodecConfig:
 
 
 def randomise_codebooks(codec) -> None:
-    """A random EncodecModel has all-zero codebooks, so every code would be 0: give it real ones."""
+    """A random EncodecModel has all-zero codebooks, so every code would be 0: spread them over what its encoder says."""
     with torch.no_grad():
-        for layer in codec.quantizer.layers:
-            layer.codebook.embed.normal_(0, 1)
+        noise = torch.randn(1, codec.config.audio_channels, 64 * codec.config.hop_length)
+        embeddings = codec.encoder(noise)[0].T
+        centre, spread = embeddings.mean(0), embeddings.std(0)
+        for i, layer in enumerate(codec.quantizer.layers):
+            entries = torch.randn_like(layer.codebook.embed) * spread / 2**i
+            layer.codebook.embed.copy_(entries + centre if i == 0 else entries)
 
 
 def tiny_generator(

@@ -10,14 +10,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     EncodecFeatureExtractor,
-    MusicgenConfig,
     MusicgenForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
@@ -26,43 +25,9 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from .audio import MAX_DURATION_S
 from .bundled import resolve
 from .codec import AudioCodec
+from .configuration import MusicRLConfig
 from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
-
-
-class MusicRLConfig(MusicgenConfig):
-    """A `MusicgenConfig` that answers what trainers ask of a language model's configuration."""
-
-    auto_map: ClassVar[dict] = {}
-
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):  # type: ignore[override]
-        """The part that describes the language model: this config, where the caller does not say which part.
-
-        The stock class refuses, since it has two candidates. Trainers write text token ids into what they get here,
-        and in the decoder's config those would be taken for codes.
-        """
-        if decoder or encoder:
-            return super().get_text_config(decoder=decoder, encoder=encoder)
-        return self
-
-    @property
-    def num_codebooks(self) -> int:
-        """K."""
-        return self.decoder.num_codebooks
-
-    @property
-    def codebook_size(self) -> int:
-        """V, codes a codebook."""
-        return self.decoder.vocab_size
-
-    @property
-    def pad_code(self) -> int:
-        """The id that the decoder reads where the delay pattern holds no code, and as its start; never sampled."""
-        return self.decoder.pad_token_id
-
-    @property
-    def audio_channels(self) -> int:
-        """C of the generated audio."""
-        return self.decoder.audio_channels
+from .sampling import check_sampling, draw_codes
 
 
 @dataclass
@@ -309,7 +274,7 @@ class MusicRLForConditionalGeneration(MusicgenForConditionalGeneration):
             do_sample: False takes the likeliest code each time.
             generator: random numbers on the model's device; None uses torch's global ones.
         """
-        _check_sampling(temperature, top_k, guidance_scale, frames)
+        check_sampling(temperature, top_k, guidance_scale, frames)
         was_training = self.training
         self.eval()
         config = self.config
@@ -336,7 +301,7 @@ class MusicRLForConditionalGeneration(MusicgenForConditionalGeneration):
                 conditional, null = logits.chunk(2)
                 logits = null + (conditional - null) * guidance_scale
             if do_sample:
-                current = _draw(logits / temperature, top_k, generator)
+                current = draw_codes(logits / temperature, top_k, generator)
             else:
                 current = logits.argmax(-1)
             outside = (step < delays) | (step >= delays + frames)
@@ -401,25 +366,6 @@ class MusicRLForConditionalGeneration(MusicgenForConditionalGeneration):
 
     def _sides(self) -> range:
         return range(self.config.audio_channels)
-
-
-def _check_sampling(temperature: float, top_k: int | None, guidance_scale: float, frames: int) -> None:
-    if temperature <= 0:
-        raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"`top_k` must be at least 1, or None for no limit, got {top_k!r}.")
-    if guidance_scale < 1:
-        raise ValueError(f"`guidance_scale` must be at least 1 (no guidance), got {guidance_scale!r}.")
-    if frames < 1:
-        raise ValueError(f"`frames` must be at least 1, got {frames!r}.")
-
-
-def _draw(logits: Tensor, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """One code a codebook from logits [B, K, V]: ids [B, K]."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
-    flat = logits.softmax(-1).flatten(0, 1)
-    return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:2])
 
 
 def load_generator(
