@@ -39,9 +39,11 @@ def test_statistics_are_mean_and_standard_deviation_at_every_depth(clap):
     mel = log_mel(audio[:, 0], extractor)
     with torch.no_grad():
         states = model.audio_model(mel, output_hidden_states=True).hidden_states
+        embedding = model.get_audio_features(mel).pooler_output[0]
     expected = [float(band.mean()) for band in mel[0, 0].T] + [float(band.std()) for band in mel[0, 0].T]
     for state in states:
         expected += [float(unit.mean()) for unit in state[0]] + [float(unit.std()) for unit in state[0]]
+    expected += embedding.tolist()
     assert quality.features(audio, RATE)[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 

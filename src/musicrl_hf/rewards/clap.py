@@ -1,6 +1,6 @@
 """What the rewards share of a CLAP model: deterministic mel features, segments, and pooled states of its sound encoder.
 
-transformers' `ClapFeatureExtractor` crops long clips at random and, for fusion models, marks a random clip of a batch as
+transformers' `ClapFeatureExtractor` crops long clips at random and marks a random clip of a fusion model's batch as
 "longer". A reward must give a clip the same score each time, so clips are cut here, by plan, and none is ever longer.
 """
 
@@ -132,31 +132,40 @@ class ClapSoundFeatures(nn.Module):
     """A frozen CLAP sound encoder that turns clips into vectors for a small head.
 
     Args:
-        config: of the encoder.
+        encoder: with `audio_model` and `audio_projection`.
         extractor: settings of a `ClapFeatureExtractor`, as its `to_dict` gives them.
-        pooling: "embedding" takes CLAP's unit vector; "statistics" takes mean and standard deviation of the mel bands
-            over time and of the encoder's states at every depth over time and frequency: the embedding is trained to
-            forget everything that a caption does not say, such as noise or bandwidth.
+        pooling: "embedding" takes CLAP's unit vector; "statistics" puts before it mean and standard deviation of the mel
+            bands over time and of the encoder's states at every depth over time and frequency: the embedding is trained
+            to forget what a caption does not say, such as noise or bandwidth.
         loudness_lufs: clips are brought to this loudness first, so that louder is never better; None leaves them.
     """
 
-    def __init__(self, config: ClapAudioConfig, extractor: dict, pooling: str, loudness_lufs: float | None):
+    def __init__(
+        self,
+        encoder: ClapModel | ClapAudioModelWithProjection,
+        extractor: dict,
+        pooling: str,
+        loudness_lufs: float | None,
+    ):
         super().__init__()
-        self.encoder = ClapAudioModelWithProjection(config).requires_grad_(False).eval()
+        if pooling not in ("embedding", "statistics"):
+            raise ValueError(f"`pooling` must be 'embedding' or 'statistics', got {pooling!r}.")
+        self.encoder = encoder.requires_grad_(False).eval()
         self.extractor = ClapFeatureExtractor.from_dict(extractor)
-        check_extractor(config, self.extractor)
+        check_extractor(encoder.audio_model.config, self.extractor)
         self.pooling = pooling
         self.loudness_lufs = loudness_lufs
 
-    @staticmethod
-    def size(config: ClapAudioConfig, pooling: str) -> int:
+    @property
+    def size(self) -> int:
         """D, the length of a clip's vector."""
-        if pooling == "embedding":
+        config = self.encoder.audio_model.config
+        if self.pooling == "embedding":
             return config.projection_dim
         width, depth = config.patch_embeds_hidden_size, len(config.depths)
         # Patches, then each stage's output: every stage but the last halves the grid and doubles the width.
         states = [width] + [width * 2 ** min(stage + 1, depth - 1) for stage in range(depth)]
-        return 2 * (config.num_mel_bins + sum(states))
+        return 2 * (config.num_mel_bins + sum(states)) + config.projection_dim
 
     def train(self, mode: bool = True) -> "ClapSoundFeatures":
         """Frozen means that batch statistics and dropout stay off too."""
@@ -175,13 +184,13 @@ class ClapSoundFeatures(nn.Module):
         return pooled.unflatten(0, segments.shape[:2]).mean(1).float()
 
     def _pool(self, mel: Tensor) -> Tensor:
-        if self.pooling == "embedding":
-            embeddings = self.encoder(mel, is_longer=_never_longer(mel)).audio_embeds
-            return nn.functional.normalize(embeddings, dim=-1)
-        states = self.encoder.audio_model(mel, is_longer=_never_longer(mel), output_hidden_states=True).hidden_states
-        parts = [mel[:, 0].mean(1), mel[:, 0].std(1)]
-        for state in states:  # [N, width, height, width of the grid]
-            parts += [state.flatten(2).mean(-1), state.flatten(2).std(-1)]
+        states = self.encoder.audio_model(mel, is_longer=_never_longer(mel), output_hidden_states=True)
+        parts = []
+        if self.pooling == "statistics":
+            parts += [mel[:, 0].mean(1), mel[:, 0].std(1)]
+            for state in states.hidden_states:  # [N, width, height, width of the grid]
+                parts += [state.flatten(2).mean(-1), state.flatten(2).std(-1)]
+        parts.append(nn.functional.normalize(self.encoder.audio_projection(states.pooler_output), dim=-1))
         return torch.cat(parts, -1)
 
 

@@ -9,6 +9,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     ClapAudioConfig,
+    ClapAudioModelWithProjection,
     ClapFeatureExtractor,
     ClapModel,
     PreTrainedConfig,
@@ -47,13 +48,6 @@ class QualityConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.feature_extractor is None:
             self.feature_extractor = ClapFeatureExtractor().to_dict()
-        check_pooling(self.pooling)
-
-
-def check_pooling(pooling: str) -> None:
-    """ValueError unless `pooling` is one that `ClapSoundFeatures` knows."""
-    if pooling not in ("embedding", "statistics"):
-        raise ValueError(f"`pooling` must be 'embedding' or 'statistics', got {pooling!r}.")
 
 
 class QualityModel(PreTrainedModel):
@@ -74,18 +68,19 @@ class QualityModel(PreTrainedModel):
 
     def __init__(self, config: QualityConfig):
         super().__init__(config)
-        self.sound = ClapSoundFeatures(
-            config.audio_config, config.feature_extractor, config.pooling, config.loudness_lufs
-        )
-        size = ClapSoundFeatures.size(config.audio_config, config.pooling)
-        self.head = FeatureHead(size, config.head_size, config.head_dropout)
+        encoder = ClapAudioModelWithProjection(config.audio_config)
+        self.sound = ClapSoundFeatures(encoder, config.feature_extractor, config.pooling, config.loudness_lufs)
+        self.head = FeatureHead(self.sound.size, config.head_size, config.head_dropout)
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """Load by bundled name, folder or Hub id; safetensors only."""
         kwargs["use_safetensors"] = True
-        return super().from_pretrained(resolve(str(pretrained_model_name_or_path)), *args, **kwargs)
+        model = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), *args, **kwargs)
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.sound.requires_grad_(False)  # loading makes every parameter trainable
+        return model
 
     @classmethod
     def from_clap(cls, clap: ClapModel, feature_extractor: ClapFeatureExtractor, **options: Any) -> "QualityModel":
