@@ -29,6 +29,8 @@ from .configuration import MusicRLConfig
 from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
 from .sampling import check_sampling, draw_codes
 
+_DROPOUTS = ("dropout", "activation_dropout", "attention_dropout", "layerdrop")
+
 
 @dataclass
 class StepScores:
@@ -145,16 +147,13 @@ class MusicRLForConditionalGeneration(MusicgenForConditionalGeneration):
         return math.ceil(round(duration_s * self.frame_rate, 6))
 
     def disable_dropout(self) -> None:
-        """Make the policy deterministic. The decoder's dropout is functional: only its numbers can be zeroed."""
+        """Make the policy deterministic. Most of this dropout is functional: only its numbers can be zeroed."""
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        for part in self.decoder.modules():
-            for name in ("dropout", "activation_dropout", "attention_dropout", "layerdrop"):
-                if isinstance(vars(part).get(name), float):
-                    setattr(part, name, 0.0)
-        for name in ("dropout", "activation_dropout", "attention_dropout", "layerdrop"):
-            setattr(self.config.decoder, name, 0.0)
+            for name in _DROPOUTS:
+                if isinstance(vars(module).get(name), float):
+                    setattr(module, name, 0.0)
 
     def freeze_codec(self) -> None:
         """Keep the codec out of training; its straight-through path would otherwise break under DDP."""

@@ -1,0 +1,396 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_generator
+from transformers import (
+    EncodecConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    T5Config,
+    pipeline,
+)
+
+from musicrl_hf.configuration import MusicRLConfig
+from musicrl_hf.delay import num_steps
+from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
+
+PROMPTS = ["a slow piano air", "fast guitar drums bass"]
+
+
+@pytest.fixture(params=[(1, 4), (2, 8)], ids=["mono", "stereo"])
+def saved(request, tmp_path):
+    channels, K = request.param
+    model = tiny_generator(audio_channels=channels, K=K)
+    model.save_pretrained(tmp_path / "model")
+    return model, str(tmp_path / "model")
+
+
+# -- parity with the stock class ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_equals_stock_token_for_token(saved, guidance_scale):
+    model, folder = saved
+    stock = MusicgenForConditionalGeneration.from_pretrained(folder)
+    frames = 12
+    inputs = model.text_inputs(PROMPTS)
+    codes = model.sample_codes(*inputs, frames, do_sample=False, guidance_scale=guidance_scale)
+    steps = num_steps(frames, model.config.num_codebooks, model.config.audio_channels)
+    kept = {}
+    stock.audio_encoder.decode = _record(stock.audio_encoder.decode, kept)
+    audio = stock.generate(
+        input_ids=inputs[0],
+        attention_mask=inputs[1],
+        do_sample=False,
+        max_new_tokens=steps,
+        guidance_scale=guidance_scale,
+    )
+    stock_codes = torch.stack(kept["codes"], 2).flatten(1, 2) if len(kept["codes"]) == 2 else kept["codes"][0]
+    assert torch.equal(codes, stock_codes)
+    assert len(codes.unique()) > 4
+    assert torch.equal(model.decode_codes(codes), audio)
+
+
+def _record(decode, kept):
+    kept["codes"] = []
+
+    def wrapper(audio_codes, **kwargs):
+        kept["codes"].append(audio_codes[0])
+        return decode(audio_codes, **kwargs)
+
+    return wrapper
+
+
+def test_one_decoder_step_a_time(saved):
+    model, _ = saved
+    lengths = []
+    model.decoder.model.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[-1]), with_kwargs=True
+    )
+    model.sample_codes(*model.text_inputs(PROMPTS), 12)
+    assert lengths == [1] * num_steps(12, model.config.num_codebooks, model.config.audio_channels)
+
+
+def test_logits_equal_stock_forward(saved):
+    model, folder = saved
+    stock = MusicgenForConditionalGeneration.from_pretrained(folder)
+    input_ids, mask = model.text_inputs(PROMPTS)
+    codes = torch.randint(0, 16, (2, model.config.num_codebooks, 6))
+    scores = model.score_codes(codes, input_ids, mask)
+    V, K = 16, model.config.num_codebooks
+    delayed = torch.full((2, K, scores.mask.shape[-1] + 1), V)
+    for k in range(K):
+        start = 1 + k // model.config.audio_channels
+        delayed[:, k, start : start + 6] = codes[:, k]
+    with torch.no_grad():
+        logits = stock(
+            input_ids=input_ids, attention_mask=mask, decoder_input_ids=delayed[..., :-1].reshape(2 * K, -1)
+        ).logits
+    torch.testing.assert_close(scores.logits.flatten(0, 1), logits, rtol=0, atol=1e-5)
+
+
+# -- step log-probabilities -------------------------------------------------------------------------------------------
+
+
+def slow_step_logprobs(model, codes, prompts, temperature):
+    """One forward pass a decoder step, one code at a time, straight from the definition."""
+    K, F, V, channels = model.config.num_codebooks, codes.shape[-1], 16, model.config.audio_channels
+    input_ids, mask = model.text_inputs(prompts)
+    states = model.encode_text(input_ids, mask)
+    steps = F + K // channels - 1
+    result = torch.zeros(len(prompts), steps)
+    history = torch.full((len(prompts), K, 1), V)
+    for step in range(steps):
+        hidden = model.decoder.model(
+            input_ids=history.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask
+        ).last_hidden_state[:, -1]
+        drawn = torch.full((len(prompts), K, 1), V)
+        for k in range(K):
+            frame = step - k // channels
+            if 0 <= frame < F:
+                distribution = (model.decoder.lm_heads[k](hidden) / temperature).softmax(-1)
+                for b in range(len(prompts)):
+                    code = int(codes[b, k, frame])
+                    result[b, step] += distribution[b, code].log()
+                    drawn[b, k, 0] = code
+        history = torch.cat([history, drawn], -1)
+    return result
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_step_logprobs_equal_the_slow_twin(saved, temperature):
+    model, _ = saved
+    codes = model.sample_codes(*model.text_inputs(PROMPTS), 7)
+    with torch.no_grad():
+        fast = model.step_logprobs(codes, PROMPTS, temperature)
+        slow = slow_step_logprobs(model, codes, PROMPTS, temperature)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+
+
+def test_a_shorter_clip_scores_alike_in_a_batch():
+    model = tiny_generator()
+    long, short = torch.randint(0, 16, (1, 4, 9)), torch.randint(0, 16, (1, 4, 5))
+    padded = torch.full((1, 4, 9), 16)
+    padded[..., :5] = short
+    with torch.no_grad():
+        both = model.step_logprobs(torch.cat([long, padded]), PROMPTS)
+        alone = model.step_logprobs(short, PROMPTS[1:])
+    torch.testing.assert_close(both[1, :8], alone[0], rtol=0, atol=1e-5)
+    assert not both[1, 8:].any()
+
+
+def test_pads_of_the_pattern_weigh_nothing():
+    model = tiny_generator()
+    scores = model.score_codes(torch.randint(0, 16, (2, 4, 5)), *model.text_inputs(PROMPTS))
+    assert scores.mask.sum() == 2 * 4 * 5
+    assert not scores.logprobs[~scores.mask].any()
+    assert not scores.entropies[~scores.mask].any()
+    # The head that predicts codebook 3 gets gradient from its 5 frames only, not from the pads around them.
+    gradient = torch.autograd.grad(scores.logprobs.sum(), scores.logits)[0]
+    assert not gradient[~scores.mask].any()
+    assert gradient[scores.mask].abs().sum(-1).min() > 0
+
+
+def test_sampling_follows_the_scored_distribution():
+    """Frequencies of the first code over many draws against its scored probabilities."""
+    model = tiny_generator(K=1, V=4)
+    inputs = [part.expand(4000, -1) for part in model.text_inputs(PROMPTS[:1])]
+    codes = model.sample_codes(*inputs, 1, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    frequencies = torch.bincount(codes.flatten(), minlength=4) / 4000
+    scores = model.score_codes(torch.zeros(1, 1, 1, dtype=torch.long), *model.text_inputs(PROMPTS[:1]), 0.8)
+    # Four standard errors of a proportion: 4 * sqrt(.25 / 4000) = .032.
+    torch.testing.assert_close(frequencies, scores.logits[0, 0, 0].softmax(-1).detach(), rtol=0, atol=0.032)
+
+
+def test_dropout_is_off_after_disable_dropout():
+    model = tiny_generator(dropout=0.1).train()
+    codes = torch.randint(0, 16, (2, 4, 5))
+    noisy = [model.step_logprobs(codes, PROMPTS) for _ in range(2)]
+    assert not torch.equal(*noisy), "without dropout at first this test shows nothing"
+    model.disable_dropout()
+    first, second = (model.step_logprobs(codes, PROMPTS) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(first, model.eval().step_logprobs(codes, PROMPTS))
+
+
+# -- sampling clips ---------------------------------------------------------------------------------------------------
+
+
+def test_sample_is_reproducible_and_of_exact_length(saved):
+    model, _ = saved
+    clips = model.sample(PROMPTS, duration_s=0.33, seed=5)
+    assert clips.audio.shape == (2, model.config.audio_channels, 132)
+    assert clips.codes.shape == (2, model.config.num_codebooks, 17)  # ceil(0.33 s * 50 frames a second)
+    assert torch.equal(clips.codes, model.sample(PROMPTS, duration_s=0.33, seed=5).codes)
+    assert not torch.equal(clips.codes, model.sample(PROMPTS, duration_s=0.33, seed=6).codes)
+
+
+def test_codes_survive_the_way_through_sound_channel_by_channel():
+    model = tiny_generator(audio_channels=2, K=8)
+    audio = torch.randn(1, 2, 80)
+    codes = model.encode_audio(audio)
+    assert torch.equal(codes[:, 0::2], model.codec.encode(audio[:, :1]).codes)
+    assert torch.equal(codes[:, 1::2], model.codec.encode(audio[:, 1:]).codes)
+    assert torch.equal(model.decode_codes(codes)[:, 1:], model.codec.decode(codes[:, 1::2]))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_folder_is_a_stock_musicgen(saved):
+    model, folder = saved
+    config = json.loads((Path(folder) / "config.json").read_text())
+    assert config["architectures"] == ["MusicgenForConditionalGeneration"]
+    assert config["model_type"] == "musicgen"
+    assert "auto_map" not in config
+    speak = pipeline("text-to-audio", model=folder)
+    made = speak("slow piano", generate_kwargs={"max_new_tokens": 16, "do_sample": False})
+    assert made["sampling_rate"] == 400
+    assert made["audio"].size > 0
+
+
+def test_trainers_token_ids_do_not_reach_the_saved_model(saved, tmp_path):
+    model, folder = saved
+    model.generation_config.eos_token_id = 1
+    model.generation_config.pad_token_id = 0
+    model.config.pad_token_id = 0
+    model.save_pretrained(tmp_path / "again")
+    stock = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "again")
+    input_ids, mask = model.text_inputs(PROMPTS)
+    frames = stock.generate(input_ids=input_ids, attention_mask=mask, max_new_tokens=20, do_sample=False)
+    assert frames.shape[-1] > 0
+    assert stock.generation_config.pad_token_id == 16
+    assert stock.generation_config.eos_token_id is None
+
+
+def test_load_generator_takes_folders_adapters_and_adapters_on_adapters(saved, tmp_path):
+    model, folder = saved
+    assert torch.equal(_logits(load_generator(folder)), _logits(model))
+    base = folder
+    for name in ("first", "second"):
+        adapted = get_peft_model(load_generator(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        adapted.peft_config["default"].base_model_name_or_path = base
+        adapted.save_pretrained(tmp_path / name)
+        loaded = load_generator(str(tmp_path / name))
+        torch.testing.assert_close(_logits(loaded), _logits(adapted.base_model.model), rtol=0, atol=1e-5)
+        assert not torch.allclose(_logits(loaded), _logits(load_generator(base)), atol=1e-3)
+        torch.testing.assert_close(
+            _logits(load_generator(base, adapter=str(tmp_path / name))), _logits(loaded), rtol=0, atol=0
+        )
+        base = str(tmp_path / name)
+
+
+def _logits(model):
+    codes = torch.arange(5 * model.config.num_codebooks).reshape(1, -1, 5) % 16
+    with torch.no_grad():
+        return model.score_codes(codes, torch.tensor([[3, 4, 1]]), torch.ones(1, 3, dtype=torch.long)).logits
+
+
+def test_dtype_is_the_users(saved):
+    _, folder = saved
+    model = load_generator(folder, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    clips = model.sample(PROMPTS, duration_s=0.2, seed=0)
+    assert clips.audio.dtype == torch.float32
+
+
+def test_text_config_is_answered():
+    config = tiny_generator().config
+    assert config.get_text_config() is config
+    assert config.get_text_config(decoder=True) is config.decoder
+
+
+PUBLISHED = {  # decoder layers, hidden size, heads, ffn, codebooks, channels of facebook/musicgen-*
+    "small": (24, 1024, 16, 4096, 4, 1),
+    "medium": (48, 1536, 24, 6144, 4, 1),
+    "large": (48, 2048, 32, 8192, 4, 1),
+    "stereo-small": (24, 1024, 16, 4096, 8, 2),
+    "stereo-large": (48, 2048, 32, 8192, 8, 2),
+}
+
+
+def published_config(size: str) -> MusicRLConfig:
+    """The configuration of facebook/musicgen-`size`: T5-base text encoder, 32 kHz EnCodec with 4 x 2048 codes."""
+    layers, hidden, heads, ffn, codebooks, channels = PUBLISHED[size]
+    return MusicRLConfig(
+        text_encoder=T5Config(
+            d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, is_encoder_decoder=False, use_cache=False
+        ),
+        audio_encoder=EncodecConfig(
+            target_bandwidths=[2.2],
+            sampling_rate=32000,
+            num_filters=64,
+            upsampling_ratios=[8, 5, 4, 4],
+            codebook_size=2048,
+            codebook_dim=128,
+            hidden_size=128,
+            num_lstm_layers=2,
+            use_causal_conv=False,
+            use_conv_shortcut=False,
+        ),
+        decoder=MusicgenDecoderConfig(
+            vocab_size=2048,
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            ffn_dim=ffn,
+            num_codebooks=codebooks,
+            audio_channels=channels,
+            pad_token_id=2048,
+            bos_token_id=2048,
+        ),
+    )
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_sizes_build(size):
+    """Every published shape, without the memory: on the meta device."""
+    with torch.device("meta"):
+        model = MusicRLForConditionalGeneration(published_config(size))
+    layers, hidden, _, _, codebooks, channels = PUBLISHED[size]
+    assert len(model.decoder.model.decoder.layers) == layers
+    assert len(model.decoder.lm_heads) == codebooks
+    assert model.codec.num_codebooks == codebooks // channels
+    assert model.frame_rate == 50
+    assert hasattr(model, "enc_to_dec_proj") == (hidden != 768)
+
+
+@pytest.mark.slow
+def test_full_size_small_saved_stock_gives_the_same_logits(tmp_path):
+    """facebook/musicgen-small at full size with random weights: saved by the stock class, loaded by ours."""
+    torch.manual_seed(0)
+    stock = MusicgenForConditionalGeneration(published_config("small")).eval()
+    assert sum(p.numel() for p in stock.decoder.parameters()) > 400e6
+    stock.save_pretrained(tmp_path / "small")
+    tiny_generator().tokenizer.save_pretrained(tmp_path / "small")
+    input_ids, mask = torch.tensor([[5, 6, 1]]), torch.ones(1, 3, dtype=torch.long)
+    codes = torch.randint(0, 2048, (1, 4, 6))
+    delayed = torch.full((1, 4, 10), 2048)
+    for k in range(4):
+        delayed[:, k, 1 + k : 7 + k] = codes[:, k]
+    with torch.no_grad():
+        expected = stock(
+            input_ids=input_ids, attention_mask=mask, decoder_input_ids=delayed[..., :-1].reshape(4, -1)
+        ).logits
+        del stock
+        ours = MusicRLForConditionalGeneration.from_pretrained(str(tmp_path / "small"))
+        scores = ours.score_codes(codes, input_ids, mask)
+    torch.testing.assert_close(scores.logits[0], expected, rtol=0, atol=1e-4)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"duration_s": 31}, r"`duration_s` must be in \(0, 30\] seconds, got 31"),
+        ({"duration_s": 0}, "`duration_s`"),
+        ({"temperature": 0}, "`temperature` must be above 0, got 0"),
+        ({"top_k": 0}, "`top_k` must be at least 1"),
+        ({"guidance_scale": 0.5}, "`guidance_scale` must be at least 1"),
+        ({"prompts": []}, "`prompts` must be a list of at least one text"),
+        ({"prompts": "slow piano"}, "`prompts` must be a list"),
+    ],
+)
+def test_sample_names_what_is_wrong(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        tiny_generator().sample(**{"prompts": PROMPTS, **arguments})
+
+
+def test_codes_of_another_codec_are_refused():
+    model = tiny_generator()
+    with pytest.raises(ValueError, match=r"`codes` must be integers \[B, 4, F\]"):
+        model.step_logprobs(torch.zeros(1, 8, 5, dtype=torch.long), PROMPTS[:1])
+    with pytest.raises(ValueError, match=r"`codes` must lie in \[0, 16\]"):
+        model.step_logprobs(torch.full((1, 4, 5), 99), PROMPTS[:1])
+    with pytest.raises(ValueError, match=r"`audio` must be \[B, 1, T\]"):
+        model.encode_audio(torch.zeros(1, 2, 80))
+
+
+def test_a_generator_without_tokenizer_says_so():
+    model = tiny_generator()
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        model.sample(PROMPTS)
+
+
+def test_unknown_names_pickles_and_cut_files_are_refused(saved, tmp_path):
+    model, folder = saved
+    with pytest.raises(ValueError, match="musicrl-tinny.*musicrl-tiny"):
+        load_generator("musicrl-tinny")
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors.*cut short"):
+        load_generator(folder)
+    weights.unlink()
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin.*pickle"):
+        load_generator(folder)
