@@ -1,0 +1,178 @@
+"""Several rewards as one: a weighted sum, with or without normalisation, and the specs that name rewards."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .adherence import AdherenceReward
+from .contract import Reward, check_reward_inputs, check_scores
+from .preference import PreferenceModel
+from .quality import QualityModel
+
+NORMALISE = ("none", "sum_then_normalise", "normalise_then_sum")
+BUNDLED_DEFAULTS = {"adherence": "musicrl-tiny-adherence", "quality": "musicrl-tiny-quality"}
+KNOWN_FORMS = (
+    '"adherence" or "quality" (bundled), "adherence:NAME", "quality:NAME", "preference:NAME" with a bundled name, folder '
+    'or Hub id, or "module:function" for a function of yours; "weight*" in front weights it, as in "0.5*adherence"'
+)
+
+
+class CombinedReward:
+    """Weighted sum of rewards r_1 ... r_n with weights w_1 ... w_n.
+
+    With mean m and standard deviation s over the B clips of the call (population, plus 1e-4, the constant that TRL
+    uses; a reward that is equal for all clips becomes 0):
+
+    * "none": R = sum_i w_i r_i. The paper's: both of its rewards are brought to one scale first (section 3.3).
+    * "sum_then_normalise": R' = sum_i w_i r_i; R = (R' - m(R')) / s(R').
+    * "normalise_then_sum": R = sum_i w_i (r_i - m(r_i)) / s(r_i). GDPO: no reward drowns another by its scale.
+
+    Normalised rewards depend on the other clips of the call: they are for batches of samples, not for comparing runs.
+
+    Args:
+        rewards: name -> callable `(prompts, audio, sampling_rate) -> [B]`.
+        weights: name -> weight; 1 where None.
+        normalise: one of the three above.
+
+    Raises:
+        ValueError: no rewards, weights for other names, a weight that is 0 or not finite, unknown `normalise`.
+
+    Example:
+        >>> loudness = lambda prompts, audio, rate: audio.square().mean((1, 2))
+        >>> reward = CombinedReward({"loudness": loudness}, {"loudness": 2.0})
+        >>> reward(["a", "b"], torch.tensor([[[1.0]], [[0.5]]]), 16000)
+        tensor([2.0000, 0.5000])
+    """
+
+    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None, normalise: str = "none"):
+        if not rewards:
+            raise ValueError(f"`rewards` is empty; name at least one. Known forms: {KNOWN_FORMS}.")
+        self.rewards = dict(rewards)
+        self.weights = dict.fromkeys(rewards, 1.0) if weights is None else dict(weights)
+        if set(self.weights) != set(self.rewards):
+            raise ValueError(
+                f"`weights` are for {sorted(self.weights)}, `rewards` are {sorted(self.rewards)}; give one weight each."
+            )
+        for name, weight in self.weights.items():
+            if weight == 0 or not -float("inf") < weight < float("inf"):
+                raise ValueError(f"`weights`: {name!r} has {weight!r}; give a finite number, or leave the reward out.")
+        if normalise not in NORMALISE:
+            raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {normalise!r}.")
+        self.normalise = normalise
+
+    def components(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> dict[str, Tensor]:
+        """Each reward's own scores [B], neither weighted nor normalised, on the CPU: what to log beside the sum."""
+        check_reward_inputs(prompts, audio, sampling_rate)
+        return {
+            name: check_scores(reward(prompts, audio, sampling_rate), len(audio), name).cpu()
+            for name, reward in self.rewards.items()
+        }
+
+    def combine(self, components: dict[str, Tensor]) -> Tensor:
+        """The sum [B] of what :meth:`components` gave; no clip is scored twice."""
+        scores = torch.stack([components[name] for name in self.rewards])  # [n, B]
+        weights = torch.tensor([self.weights[name] for name in self.rewards])
+        if self.normalise == "normalise_then_sum":
+            scores = _standardised(scores)
+        total = weights @ scores
+        return _standardised(total) if self.normalise == "sum_then_normalise" else total
+
+    def __call__(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
+        """The combined reward [B] float32; arguments as of every reward."""
+        return self.combine(self.components(prompts, audio, sampling_rate))
+
+
+def _standardised(scores: Tensor) -> Tensor:
+    mean = scores.mean(-1, keepdim=True)
+    return (scores - mean) / (scores.std(-1, keepdim=True, correction=0) + 1e-4)
+
+
+def load_reward(spec: str) -> Reward:
+    """The reward that a spec names.
+
+    Args:
+        spec: "adherence" or "quality" for the bundled ones; "adherence:NAME", "quality:NAME", "preference:NAME" with a
+            bundled name, a folder or a Hub id; "module:function" for a function of yours that takes
+            `(prompts, audio, sampling_rate)`, imported as Python would from the current directory.
+
+    Raises:
+        ValueError: another form, or a module that has no such function.
+        FileNotFoundError: a bundled model that is missing from this installation.
+
+    Example:
+        >>> reward = load_reward("adherence")
+    """
+    kind, colon, name = spec.strip().partition(":")
+    if kind in BUNDLED_DEFAULTS and not colon:
+        name = BUNDLED_DEFAULTS[kind]
+    if kind in ("adherence", "quality", "preference") and name:
+        loaders: dict = {"adherence": AdherenceReward, "quality": QualityModel, "preference": PreferenceModel}
+        reward = loaders[kind].from_pretrained(name)
+        return reward if kind == "adherence" else reward.eval()
+    is_dotted = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", kind)
+    if kind not in ("adherence", "quality", "preference") and is_dotted and name.isidentifier():
+        return _user_function(kind, name)
+    raise ValueError(f"`reward` = {spec!r} is unknown. Known forms: {KNOWN_FORMS}.")
+
+
+def _user_function(module_name: str, function_name: str) -> Callable:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the module is there, but something that it imports is not
+        raise ValueError(
+            f"`reward` = '{module_name}:{function_name}': there is no module {module_name!r} in {here} or among the "
+            f"installed packages. Known forms: {KNOWN_FORMS}."
+        ) from None
+    function = vars(module).get(function_name)
+    if not callable(function):
+        functions = sorted(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
+        raise ValueError(
+            f"`reward` = '{module_name}:{function_name}': {module_name} has no function {function_name!r}; it has "
+            f"{', '.join(functions) or 'none'}."
+        )
+    return function
+
+
+def load_rewards(specs: Sequence[str] | str, normalise: str = "none") -> CombinedReward:
+    """The weighted sum of several specs.
+
+    Args:
+        specs: such as ["0.5*adherence", "0.5*quality"], or one string with " + " between them. Weights default to 1.
+        normalise: as of `CombinedReward`.
+
+    Raises:
+        ValueError: an unknown spec, a weight that is no number, the same reward twice.
+
+    Example:
+        >>> reward = load_rewards("0.5*adherence + 0.5*quality")
+        >>> sorted(reward.rewards)
+        ['adherence', 'quality']
+    """
+    given = [specs] if isinstance(specs, str) else list(specs)
+    weights: dict[str, float] = {}
+    for part in (part.strip() for text in given for part in re.split(r"\s\+\s", text)):
+        weight, spec = _weight_and_spec(part)
+        if spec in weights:
+            raise ValueError(f"`reward`: {spec!r} is named twice; add its weights up.")
+        weights[spec] = weight
+    return CombinedReward({spec: load_reward(spec) for spec in weights}, weights, normalise)
+
+
+def _weight_and_spec(text: str) -> tuple[float, str]:
+    weight, star, spec = text.partition("*")
+    if not star:
+        return 1.0, text.strip()
+    try:
+        return float(weight), spec.strip()
+    except ValueError:
+        raise ValueError(f"`reward` = {text!r}: {weight.strip()!r} is no weight. Known forms: {KNOWN_FORMS}.") from None

@@ -1,0 +1,68 @@
+"""Scores of audio files: what `musicrl score` prints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..audio import read_audio
+from .combine import load_rewards
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Rewards of some clips.
+
+    Attributes:
+        paths: one a row.
+        scores: name of a reward -> one score a row; with several rewards also "total", their weighted sum.
+    """
+
+    paths: list[str]
+    scores: dict[str, list[float]]
+
+    def __str__(self) -> str:
+        header = ["clip", *self.scores]
+        rows = [
+            [path, *(f"{column[row]:.4f}" for column in self.scores.values())] for row, path in enumerate(self.paths)
+        ]
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *rows]]
+        return "\n".join(lines)
+
+
+def score_clips(specs: Sequence[str] | str, prompt: str | Sequence[str], paths: Sequence[str | Path]) -> ScoreTable:
+    """Score audio files.
+
+    Args:
+        specs: rewards, as `load_rewards` takes them.
+        prompt: one text for all clips, or one a clip.
+        paths: audio files of at most 30 s; rates and channels may differ.
+
+    Raises:
+        ValueError: no clips, another number of prompts than clips, a clip that cannot be read, an unknown reward.
+        FileNotFoundError: a clip that is not there.
+
+    Example:
+        >>> print(score_clips("adherence", "a slow air", ["tune.wav"]))  # doctest: +SKIP
+    """
+    if isinstance(paths, str | Path) or not paths:
+        raise ValueError(f"`paths` must be a list of at least one audio file, got {paths!r}.")
+    prompts = [prompt] * len(paths) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(paths):
+        raise ValueError(
+            f"`prompt` holds {len(prompts)} texts for {len(paths)} clips; give one for all, or one a clip."
+        )
+    reward = load_rewards(specs)
+    scores: dict[str, list[float]] = {name: [] for name in reward.rewards}
+    if len(reward.rewards) > 1:
+        scores["total"] = []
+    for text, path in tqdm(list(zip(prompts, paths)), desc="scoring clips", unit="clip", leave=False):
+        audio, sampling_rate = read_audio(path)
+        components = reward.components([text], audio[None], sampling_rate)
+        for name, score in components.items():
+            scores[name].append(score.item())
+        if "total" in scores:
+            scores["total"].append(reward.combine(components).item())
+    return ScoreTable([str(path) for path in paths], scores)
