@@ -1,0 +1,1 @@
+"""Training jobs: reward model, DPO, RLOO, GRPO and PPO, and the mathematics that they share."""
