@@ -2,12 +2,12 @@
 
     python recipes/codec.py --work build/tiny --minutes 36
 
-Trained with the `encodec` package's network, since transformers' EncodecModel passes no gradient to its encoder, and saved
-as transformers' EncodecModel. First without a quantiser, then k-means on the latents, then with EMA codebooks
+Trained with the `encodec` package's network, since transformers' EncodecModel passes no gradient to its encoder, and
+saved as transformers' EncodecModel. First without a quantiser, then k-means on the latents, then with EMA codebooks
 (van den Oord et al. 2017, appendix A; residual quantisation as in Zeghidour et al. 2021, SoundStream).
 
-What it leaves out: EnCodec's discriminators, its loss balancer and its entropy coder. EnCodec's own strides (8 5 4 2) do
-not leave silence in this time on a CPU; two large strides and an LSTM do within a minute.
+What it leaves out: EnCodec's discriminators, its loss balancer and its entropy coder. EnCodec's own strides (8 5 4 2)
+do not leave silence in this time on a CPU; two large strides and an LSTM do within a minute.
 """
 
 import math
@@ -142,7 +142,7 @@ def mel_filters() -> Tensor:
 
 
 class ReconstructionLoss:
-    """L1 on the wave, L1 on the complex and on the magnitude spectrum, each relative to the clip, and L1 on the log mel."""
+    """L1 on the wave, on the complex and on the magnitude spectrum, relative to the clip, and on the log mel."""
 
     def __init__(self) -> None:
         self.windows = {size: torch.hann_window(size) for size in {*STFT_SIZES, MEL_SIZE}}

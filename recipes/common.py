@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import random
 import shlex
 import sys
@@ -27,6 +26,7 @@ def stage_arguments(description: str, minutes: float | None = None) -> argparse.
     """Command line of one stage: the work folder, threads, seed and, where it trains, its budget in minutes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for data and checkpoints")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where bundled folders are written")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="run again although the stage is finished")
@@ -117,10 +117,8 @@ def record(name: str, results: dict) -> None:
     """Keep what was measured in recipes/results/NAME.json, with the command, the machine and the versions."""
     import transformers
 
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     write_json(
         RECIPES / "results" / f"{name}.json",
         results

@@ -31,7 +31,7 @@ MODES = {"": "major", "maj": "major", "m": "minor", "min": "minor", "mix": "mixo
 
 
 def parse_key(text: str) -> tuple[int, str] | None:
-    """ABC's K: field to tonic (0 = C) and mode; None for the few that are neither major, minor, mixolydian nor dorian."""
+    """ABC's K: field to tonic (0 = C) and mode; None for the few in other modes than the four used here."""
     found = re.match(r"\s*([A-G])([#b]?)\s*([A-Za-z]*)", text)
     if not found:
         return None

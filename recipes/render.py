@@ -175,7 +175,7 @@ def arrange(tune: dict, instrument: str, backing: str, rng: random.Random) -> tu
 def render_split(
     split: str, tunes: list[dict], n_clips: int, player: Player, seed: int
 ) -> tuple[np.ndarray, list[dict]]:
-    """`n_clips` clips [N, T] of one split: instruments and backings in turn, modes by share, tunes in shuffled turns."""
+    """`n_clips` clips [N, T] of a split: instruments and backings in turn, modes by share, tunes in shuffled turns."""
     rng = random.Random(f"{seed}-{split}")
     by_mode = {mode: [t for t in tunes if t["split"] == split and t["mode"] == mode] for mode in MODE_SHARES}
     by_mode = {mode: rng.sample(some, len(some)) for mode, some in by_mode.items() if some}

@@ -1,0 +1,240 @@
+"""Stage 5: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
+
+    python recipes/generator.py --work build/tiny --minutes 60      trains and writes the bundled folder
+    python recipes/generator.py --work build/tiny --export          only writes it, from the last saved step
+
+Teacher forced on delayed codes, with the text left out now and then for classifier-free guidance (Ho and Salimans 2022).
+The loss is ours, over the delayed ids: the stock `labels=` knows nothing of the delay pattern.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import (
+    CODEBOOK_SIZE,
+    FRAME_RATE,
+    N_CODEBOOKS,
+    load_training_state,
+    read_json,
+    record,
+    save_training_state,
+    say,
+    stage_arguments,
+    start,
+    write_json,
+)
+from safetensors.torch import load_file
+from text import MAX_TOKENS, VOCABULARY, load_or_train_tokenizer
+from torch import Tensor, nn
+from transformers import EncodecModel, MusicgenDecoderConfig, PreTrainedTokenizerFast, T5Config
+
+from musicrl_hf.generator import MusicRLConfig, MusicRLForConditionalGeneration
+
+CROP_S, LONG_EVERY = 5, 8  # seconds; every eighth batch has whole clips, so that later positions are known too
+BATCH = 8  # crops; half as many whole clips
+FROM_START = 0.5  # of the crops begin where the clip begins
+NULL_TEXT = 0.1  # of the prompts are left out
+LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 200
+SAVE_EVERY_S = 120
+
+
+def build(codec: EncodecModel) -> MusicRLForConditionalGeneration:
+    """A MusicGen with a small T5 encoder, a small decoder and the trained codec."""
+    text = T5Config(
+        vocab_size=VOCABULARY, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
+        pad_token_id=0, eos_token_id=1, is_encoder_decoder=False, use_cache=False,
+    )  # fmt: skip
+    decoder = MusicgenDecoderConfig(
+        vocab_size=CODEBOOK_SIZE, num_codebooks=N_CODEBOOKS, audio_channels=1, hidden_size=256, num_hidden_layers=4,
+        ffn_dim=1024, num_attention_heads=4, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0,
+        pad_token_id=CODEBOOK_SIZE, bos_token_id=CODEBOOK_SIZE,
+    )  # fmt: skip
+    config = MusicRLConfig(text_encoder=text.to_dict(), audio_encoder=codec.config.to_dict(), decoder=decoder.to_dict())
+    # EnCodec has no sdpa attention in transformers, the decoder has.
+    attention = {"decoder": "sdpa", "text_encoder": "eager", "audio_encoder": "eager"}
+    model = MusicRLForConditionalGeneration._from_config(config, attn_implementation=attention)
+    model.audio_encoder.load_state_dict(codec.state_dict())
+    model.freeze_codec()
+    generation = model.generation_config
+    generation.do_sample = True
+    generation.guidance_scale = 3.0
+    generation.max_length = CROP_S * FRAME_RATE + N_CODEBOOKS  # S steps and the start
+    model.restore_audio_token_ids()
+    return model
+
+
+def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy in nats [B, K] of codes [B, K, F], under prompts (input_ids, attention_mask) [B, P].
+
+    A row whose attention mask is all 0 has no text, as the second half of a guided batch has in `generate`.
+    """
+    states = model.encode_text(*text)
+    hidden, _ = model.decoder_hidden(codes, states, text[1])
+    frames = codes.shape[-1]
+    losses = []
+    for k, head in enumerate(model.decoder.lm_heads):
+        # Codebook k lags k steps: its codes are what the steps k to k + F predict; all others are pads.
+        logits = head(hidden[:, k : k + frames]).transpose(1, 2).float()
+        losses.append(nn.functional.cross_entropy(logits, codes[:, k], reduction="none").mean(1))
+    return torch.stack(losses, 1)
+
+
+class Captions:
+    """Captions as padded ids, tokenised once."""
+
+    def __init__(self, rows: list[dict], tokenizer: PreTrainedTokenizerFast) -> None:
+        encode = tokenizer([text for row in rows for text in row["captions"]], truncation=True, max_length=MAX_TOKENS)
+        self.ids, self.per_clip = encode["input_ids"], len(rows[0]["captions"])
+
+    def draw(self, clips: np.ndarray, rng: np.random.Generator | None, null_share: float = 0.0):
+        """(input_ids, attention_mask) [B, P]: a random phrasing of each clip, or the first without `rng`."""
+        pick = rng.integers(self.per_clip, size=len(clips)) if rng else np.zeros(len(clips), int)
+        chosen = [self.ids[i * self.per_clip + j] for i, j in zip(clips, pick, strict=True)]
+        ids = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
+        for row, tokens in zip(ids, chosen, strict=True):
+            row[: len(tokens)] = torch.tensor(tokens)
+        mask = (ids != 0).long()
+        if rng and null_share:
+            mask[torch.from_numpy(rng.random(len(chosen)) < null_share)] = 0
+        return ids, mask
+
+
+def draw_codes(codes: Tensor, step: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+    """Clip indices [B] and crops of their codes [B, K, F]."""
+    is_long = step % LONG_EVERY == LONG_EVERY - 1
+    size, frames = (BATCH // 2, codes.shape[-1]) if is_long else (BATCH, CROP_S * FRAME_RATE)
+    clips = rng.integers(len(codes), size=size)
+    starts = rng.integers(codes.shape[-1] - frames + 1, size=size) * (rng.random(size) >= FROM_START)
+    return clips, torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)]).long()
+
+
+def train(args, model: MusicRLForConditionalGeneration, codes: Tensor, captions: Captions) -> dict:
+    """Train until `args.minutes` are spent, over all restarts; the schedule follows the time."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    folder = args.work / "generator_training"
+    progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0, "frames": 0, "log": []}
+    if progress["step"]:
+        say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
+    rng = np.random.default_rng(args.seed + progress["step"])
+    model.train()
+    model.audio_encoder.eval()
+    began, spent_before, saved_at, told_at, recent = time.time(), progress["seconds"], time.time(), time.time(), []
+    while progress["seconds"] < 60 * args.minutes:
+        done = progress["seconds"] / (60 * args.minutes)
+        warm = min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        clips, crops = draw_codes(codes, progress["step"], rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = code_losses(model, crops, captions.draw(clips, rng, NULL_TEXT))
+        optimizer.zero_grad()
+        losses.mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        recent = [*recent[-199:], losses.detach().mean(0).tolist()]
+        progress["step"] += 1
+        progress["frames"] += crops.shape[0] * crops.shape[-1]
+        progress["seconds"] = spent_before + time.time() - began
+        if time.time() - told_at > 60:
+            told_at = time.time()
+            mean = np.mean(recent, axis=0)
+            minutes = progress["seconds"] / 60
+            progress["log"].append([progress["step"], round(minutes, 1), round(float(mean.mean()), 4)])
+            by_codebook = " ".join(f"{value:.2f}" for value in mean)
+            speed = progress["frames"] / progress["seconds"]
+            say(
+                f"generator {minutes:.1f} of {args.minutes} min, step {progress['step']}, loss {mean.mean():.3f} "
+                f"({by_codebook}) nats, {speed:.0f} frames/s"
+            )
+        if time.time() - saved_at > SAVE_EVERY_S:
+            saved_at = time.time()
+            save_training_state(folder, model, optimizer, progress)
+    save_training_state(folder, model, optimizer, progress)
+    return progress
+
+
+@torch.no_grad()
+def evaluate(model: MusicRLForConditionalGeneration, codes: Tensor, captions: Captions) -> dict:
+    """Cross entropy on held-out clips [N, K, F] with their caption, with another clip's, and with none."""
+    model.eval()
+    found: dict[str, list[Tensor]] = {"own_caption": [], "other_caption": [], "no_caption": []}
+    for first in range(0, len(codes), 10):
+        clips = np.arange(first, min(first + 10, len(codes)))
+        crop = codes[clips, :, : CROP_S * FRAME_RATE].long()
+        ids, mask = captions.draw(clips, None)
+        found["own_caption"].append(code_losses(model, crop, (ids, mask)))
+        found["no_caption"].append(code_losses(model, crop, (ids, mask * 0)))
+        other = captions.draw((clips + len(codes) // 2) % len(codes), None)
+        found["other_caption"].append(code_losses(model, crop, other))
+    means = {name: torch.cat(rows).mean(0) for name, rows in found.items()}
+    return {
+        name: {"nats": round(float(v.mean()), 4), "by_codebook": [round(float(x), 3) for x in v]}
+        for name, v in means.items()
+    }
+
+
+def export(model: MusicRLForConditionalGeneration, folder: Path) -> int:
+    """Write a stock MusicGen folder, file by file aside and renamed; weights in half precision, read as float32.
+
+    Returns:
+        bytes of the folder.
+    """
+    aside = folder.with_name(f".{folder.name}.part")
+    model.eval().half()
+    model.save_pretrained(aside)
+    model.float()
+    config = json.loads((aside / "config.json").read_text())
+    for part in (config, config["text_encoder"], config["audio_encoder"], config["decoder"]):
+        part["dtype"] = "float32"
+        part.pop("_name_or_path", None)  # a path of this machine
+    write_json(aside / "config.json", config)
+    return move_files(aside, folder)
+
+
+def move_files(aside: Path, folder: Path) -> int:
+    """Replace a folder's files one by one, the weights first; bytes of the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(aside.iterdir(), key=lambda p: p.suffix != ".safetensors"):
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__.splitlines()[0], minutes=60)
+    parser.add_argument("--export", action="store_true", help="only write the bundled folder from the last saved step")
+    args = parser.parse_args()
+    start(args)
+    finished = args.work / "generator_finished.json"
+    if finished.exists() and not (args.force or args.export):
+        return say(f"{finished} is there")
+    rows = read_json(args.work / "rows_train.json")
+    tokenizer = load_or_train_tokenizer(args.work / "tokenizer", rows, with_bos=False)
+    model = build(EncodecModel.from_pretrained(args.work / "codec"))
+    model.tokenizer = tokenizer
+    if args.export:
+        state = load_file(args.work / "generator_training" / "state.safetensors")
+        model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
+        return say(f"{export(model, args.checkpoints / 'musicrl-tiny') / 1e6:.1f} MB written")
+    codes = load_file(args.work / "codes_train.safetensors")["codes"]
+    progress = train(args, model, codes, Captions(rows, tokenizer))
+    results: dict = {name: progress[name] for name in ("step", "frames", "log")}
+    results["minutes"] = round(progress["seconds"] / 60, 1)
+    for split in ("validation", "test"):
+        held_out = load_file(args.work / f"codes_{split}.safetensors")["codes"]
+        results[split] = evaluate(model, held_out, Captions(read_json(args.work / f"rows_{split}.json"), tokenizer))
+    parts = {"text_encoder": model.text_encoder, "decoder": model.decoder, "codec": model.audio_encoder}
+    results["parameters"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    results["bytes"] = export(model, args.checkpoints / "musicrl-tiny")
+    say(str({name: value for name, value in results.items() if name != "log"}))
+    record("generator", results)
+    write_json(finished, results)
+
+
+if __name__ == "__main__":
+    main()
