@@ -164,3 +164,11 @@ def _fail_midway(target):
         folder.mkdir()
         (folder / "b").write_text("second")
         raise RuntimeError("midway")
+
+
+def test_match_loudness_below_the_weighting_filter():
+    """At 400 Hz the standard's filter diverges; a sine of amplitude 0.1 has -23.7 LUFS unweighted."""
+    tone = 0.1 * torch.sin(torch.arange(400) * 0.3)[None]
+    level = 10 * math.log10(tone.square().mean()) - 0.691
+    matched = match_loudness(tone, 400, target_lufs=-30.0)
+    assert torch.allclose(matched, tone * 10 ** ((-30.0 - level) / 20), atol=1e-6)

@@ -23,6 +23,7 @@ from torch import Tensor
 MAX_DURATION_S = 30.0
 """Longest clip, in seconds, that MusicGen's positions cover; longer ones are refused, never cut silently."""
 
+_LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its filter diverges where Nyquist is below
 _SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
 
 
@@ -84,14 +85,19 @@ def match_loudness(audio: Tensor, sampling_rate: int, target_lufs: float = -23.0
     """Scale one clip [C, T] to `target_lufs` integrated loudness (ITU-R BS.1770 through pyloudnorm).
 
     Where the scaled clip would pass full scale it is turned down to a peak of 1 instead, so nothing clips. A silent
-    clip comes back unchanged. Clips shorter than BS.1770's 0.4 s block are measured as one block.
+    clip comes back unchanged. Clips shorter than BS.1770's 0.4 s block are measured as one block. Below 4 kHz, where the
+    standard's weighting filter does not exist, the level is taken unweighted.
     """
     check_audio(audio)
     if audio.dim() != 2:
         raise ValueError(f"`audio` must be one clip [C, T], got shape {tuple(audio.shape)}.")
-    block_s = min(0.4, audio.shape[-1] / sampling_rate)
-    meter = pyloudnorm.Meter(sampling_rate, block_size=block_s)
-    loudness = meter.integrated_loudness(audio.T.double().cpu().numpy())
+    if sampling_rate < _LOWEST_WEIGHTED_RATE:
+        loudness = 10 * math.log10(float(audio.double().square().mean(1).sum()) + 1e-20) - 0.691
+        loudness = loudness if loudness > -70 else -math.inf  # BS.1770's absolute gate
+    else:
+        block_s = min(0.4, audio.shape[-1] / sampling_rate)
+        meter = pyloudnorm.Meter(sampling_rate, block_size=block_s)
+        loudness = meter.integrated_loudness(audio.T.double().cpu().numpy())
     if not math.isfinite(loudness):
         return audio
     scaled = audio * 10 ** ((target_lufs - loudness) / 20)

@@ -1,0 +1,207 @@
+"""Codes of every clip of a preference data set, encoded once and kept on disk.
+
+Training on preferences then never runs the codec. The cache is a folder of safetensors files whose tensors are named
+by the hash of the clip's bytes, under a folder named by the hash of the codec's weights, so that a clip or a codec
+that changed is encoded again and nothing stale is read.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..audio import atomic_path, read_audio
+from ..codec import AudioCodec
+from ..generator import MusicRLForConditionalGeneration
+from .schema import AUDIO_COLUMNS
+
+CODE_COLUMNS = tuple(f"{column}_codes" for column in AUDIO_COLUMNS)
+CODEC_COLUMN = "codec"
+CODE_FEATURES = Features({name: List(List(Value("int16"))) for name in CODE_COLUMNS} | {CODEC_COLUMN: Value("string")})
+_SHARD_CLIPS = 512  # clips a cache file, and at most so many are lost when a run is cut short
+_HASH_CHARACTERS = 32
+
+
+class ClipEncoder:
+    """Clips to codes through a generator (whose stereo codebooks alternate sides) or through a bare codec.
+
+    Attributes:
+        sampling_rate: Hz; channels: C; device: where the codec is.
+        identity: hash of the codec's weights, of the settings that shape its codes and of the stereo layout.
+
+    Raises:
+        ValueError: a codec whose codes do not fit int16.
+    """
+
+    def __init__(self, generator_or_codec: MusicRLForConditionalGeneration | AudioCodec):
+        self._source = generator_or_codec
+        if isinstance(generator_or_codec, MusicRLForConditionalGeneration):
+            codec = generator_or_codec.codec
+            self.channels, layout = generator_or_codec.config.audio_channels, "alternating"
+        else:
+            codec = generator_or_codec
+            self.channels, layout = codec.channels, "plain"
+        self.sampling_rate = codec.sampling_rate
+        self.device = codec.model.device
+        if codec.codebook_size > torch.iinfo(torch.int16).max + 1:
+            raise ValueError(f"codebook_size is {codec.codebook_size}: codes are kept as int16, so up to 32768")
+        config = codec.model.config
+        layout = layout if self.channels > 1 else "plain"  # a mono generator's codes are its codec's own
+        settings = (codec.num_codebooks, self.channels, layout, codec.sampling_rate, config.upsampling_ratios)
+        shape = (config.normalize, config.chunk_length, config.chunk_stride, config.use_causal_conv, config.pad_mode)
+        digest = hashlib.sha256(repr((*settings, *shape)).encode())
+        for name, tensor in sorted(codec.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        self.identity = digest.hexdigest()[:_HASH_CHARACTERS]
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, T] to codes [B, K, F] int16 on the CPU."""
+        if isinstance(self._source, MusicRLForConditionalGeneration):
+            codes = self._source.encode_audio(audio.to(self.device))
+        else:
+            codes = self._source.encode(audio.to(self.device)).codes
+        return codes.to("cpu", torch.int16)
+
+
+def cache_codes(
+    ds: Dataset,
+    generator_or_codec: MusicRLForConditionalGeneration | AudioCodec,
+    cache_dir: str | Path,
+    *,
+    batch_size: int = 8,
+) -> Dataset:
+    """Add the codes of both clips to each row.
+
+    Each distinct clip is encoded once, whatever the number of rows it is in; what an earlier call encoded is read from
+    `cache_dir`. Clips of another sampling rate are resampled; mono is copied to both sides of a stereo generator.
+
+    Args:
+        ds: validated preferences. Rows that already hold codes of the same codec keep them (those that `sample_pairs`
+            wrote are the very codes that were sampled, which encoding the sound again would not give back).
+        generator_or_codec: whose codec encodes the clips.
+        cache_dir: folder of the cache; may be shared by data sets, codecs and processes.
+        batch_size: clips of equal length that are encoded together.
+
+    Returns:
+        `ds` with `chosen_codes` and `rejected_codes` (lists [K, F], int16) and `codec`, the codec's identity.
+
+    Raises:
+        ValueError: if a clip is stereo and the codec mono, lasts over 30 s or cannot be read, naming the row; if a
+            cache file is damaged; if codes do not fit int16.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: encode at least one clip at a time")
+    encoder = ClipEncoder(generator_or_codec)
+    held = list(ds[CODEC_COLUMN]) if CODEC_COLUMN in ds.column_names else [None] * len(ds)
+    if set(held) == {encoder.identity}:
+        return ds
+    folder = Path(cache_dir) / encoder.identity
+    folder.mkdir(parents=True, exist_ok=True)
+
+    keys, first_row = _clip_keys(ds, [identity == encoder.identity for identity in held])
+    known = _read_index(folder)
+    missing = [(key, row, column) for key, (row, column) in first_row.items() if key not in known]
+    with tqdm(total=len(missing), desc="encoding clips", disable=not missing) as bar:
+        for start in range(0, len(missing), _SHARD_CLIPS):
+            encoded = dict(_encode(ds, missing[start : start + _SHARD_CLIPS], encoder, batch_size, bar))
+            # Named by its content, so that two processes that encode the same clips write the same file.
+            name = hashlib.sha256("".join(sorted(encoded)).encode()).hexdigest()[:_HASH_CHARACTERS]
+            with atomic_path(folder / f"{name}.safetensors") as temporary:
+                save_file(encoded, temporary)
+            known |= dict.fromkeys(encoded, folder / f"{name}.safetensors")
+
+    codes = _read_codes(known, first_row)
+    columns = []
+    for name, column_keys in zip(CODE_COLUMNS, keys, strict=True):
+        kept = (torch.tensor(ds[row][name], dtype=torch.int16) for row, key in enumerate(column_keys) if key is None)
+        columns.append(codes_column([next(kept) if key is None else codes[key] for key in column_keys]))
+    table = pa.table([*columns, pa.array([encoder.identity] * len(ds))], schema=CODE_FEATURES.arrow_schema)
+    bare = ds.remove_columns([name for name in CODE_FEATURES if name in ds.column_names])
+    return concatenate_datasets([bare, Dataset(table)], axis=1)
+
+
+def codes_column(codes: Sequence[Tensor]) -> pa.Array:
+    """Codes [K, F] of each row as one Arrow column, without a Python number for each code."""
+    rows = np.cumsum([0, *(len(clip) for clip in codes)], dtype=np.int32)
+    frames = np.cumsum([0, *(clip.shape[1] for clip in codes for _ in clip)], dtype=np.int32)
+    values = torch.cat([clip.to(torch.int16).flatten() for clip in codes]).numpy()
+    return pa.ListArray.from_arrays(pa.array(rows), pa.ListArray.from_arrays(pa.array(frames), pa.array(values)))
+
+
+def clip_hash(data: bytes) -> str:
+    """Identity of a clip: a hash of the bytes of its file."""
+    return hashlib.sha256(data).hexdigest()[:_HASH_CHARACTERS]
+
+
+def _clip_keys(ds: Dataset, done: Sequence[bool]) -> tuple[list[list[str | None]], dict[str, tuple[int, str]]]:
+    """Each column's clip hashes (None in rows that are done), and where each distinct clip is first met."""
+    columns: list[list[str | None]] = [[] for _ in AUDIO_COLUMNS]
+    first_row: dict[str, tuple[int, str]] = {}
+    for row, clips in enumerate(ds.select_columns(list(AUDIO_COLUMNS))):
+        for keys, column in zip(columns, AUDIO_COLUMNS, strict=True):
+            if done[row]:
+                keys.append(None)
+                continue
+            key = clip_hash(clips[column]["bytes"])
+            keys.append(key)
+            first_row.setdefault(key, (row, column))
+    return columns, first_row
+
+
+def _encode(
+    ds: Dataset, clips: Sequence[tuple[str, int, str]], encoder: ClipEncoder, batch_size: int, bar: tqdm
+) -> Iterator[tuple[str, Tensor]]:
+    """Codes [K, F] of each clip. Only clips of equal length share a batch: padding would change the last frames."""
+
+    def encode_batch(batch: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        codes = encoder(torch.stack([clip for _, clip in batch]))
+        bar.update(len(batch))
+        yield from ((key, clip.clone()) for (key, _), clip in zip(batch, codes, strict=True))
+
+    by_length: dict[int, list[tuple[str, Tensor]]] = {}
+    for key, row, column in clips:
+        try:
+            audio, _ = read_audio(
+                ds[row][column]["bytes"], sampling_rate=encoder.sampling_rate, channels=encoder.channels
+            )
+        except ValueError as error:
+            raise ValueError(f"row {row}: {column}: {error}") from error
+        waiting = by_length.setdefault(audio.shape[-1], [])
+        waiting.append((key, audio))
+        if len(waiting) == batch_size:
+            yield from encode_batch(by_length.pop(audio.shape[-1]))
+    for batch in by_length.values():
+        yield from encode_batch(batch)
+
+
+def _read_index(folder: Path) -> dict[str, Path]:
+    index: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                index.update(dict.fromkeys(file.keys(), path))
+        except SafetensorError as error:
+            raise ValueError(
+                f"cache file {path} is damaged ({error}): delete it, its clips are encoded again"
+            ) from error
+    return index
+
+
+def _read_codes(known: dict[str, Path], wanted: dict[str, tuple[int, str]]) -> dict[str, Tensor]:
+    by_file: dict[Path, list[str]] = {}
+    for key in wanted:
+        by_file.setdefault(known[key], []).append(key)
+    codes = {}
+    for path, keys in by_file.items():
+        with safe_open(path, framework="pt") as file:
+            codes.update({key: file.get_tensor(key) for key in keys})
+    return codes

@@ -1,0 +1,360 @@
+"""The preference row: what one listener chose between two clips for one prompt.
+
+Preferences are a `datasets.Dataset` with the columns of `FEATURES`. In a decided row (`preference` a or b) `chosen` is
+the clip that won, and `preference` says on which side it was heard; in a tie / both_bad row `chosen` is clip a and
+`rejected` is clip b. Audio stays encoded, `{"bytes", "path"}`, and is read by soundfile alone: decoding it inside
+`datasets` would need torchcodec, which does not load on CPU-only installations.
+"""
+
+import hashlib
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import soundfile
+from datasets import Audio, Dataset, DatasetDict, Features, Value
+from datasets.exceptions import DatasetNotFoundError
+from tqdm.auto import tqdm
+
+from ..audio import MAX_DURATION_S, atomic_path
+
+LABELS = ("a", "b", "tie", "both_bad")
+DECIDED = ("a", "b")
+AUDIO_COLUMNS = ("chosen", "rejected")
+SHARD_BYTES = 400 * 2**20  # the Hub's viewer reads Parquet files of up to about 500 MB
+
+FEATURES = Features(
+    {
+        "prompt": Value("string"),
+        "chosen": Audio(decode=False),
+        "rejected": Audio(decode=False),
+        "chosen_model": Value("string"),
+        "rejected_model": Value("string"),
+        "chosen_seed": Value("int64"),  # null where the clip has none
+        "rejected_seed": Value("int64"),
+        "preference": Value("string"),
+        "confidence": Value("float32"),  # 1 (a guess) to 5 (certain); null where nobody was asked
+        "seconds_chosen": Value("float32"),  # seconds that the listener heard; null where not recorded
+        "seconds_rejected": Value("float32"),
+        "listener": Value("string"),  # a salted hash or the name of a rule, never a person's name
+        "source": Value("string"),
+        "created_at": Value("string"),  # ISO 8601
+    }
+)
+REQUIRED_COLUMNS = tuple(FEATURES)
+_SHOWN_ERRORS = 8
+_PYTHON_TYPES = {
+    name: {"string": (str,), "int64": (int,), "float32": (int, float)}[feature.dtype]
+    for name, feature in FEATURES.items()
+    if isinstance(feature, Value)
+}
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One choice between two systems, without the audio: what win rates and rankings are counted from."""
+
+    prompt: str
+    model_a: str
+    model_b: str
+    preference: str
+    listener: str = ""
+
+    def __post_init__(self) -> None:
+        if self.preference not in LABELS:
+            raise ValueError(f"preference is {self.preference!r}: use one of {', '.join(LABELS)}")
+        if self.model_a == self.model_b:
+            raise ValueError(f"model_a and model_b are both {self.model_a!r}: a vote compares two systems")
+
+
+def preferences_from_rows(rows: Iterable[Mapping[str, Any]], root: str | Path | None = None) -> Dataset:
+    """Build and validate a preference data set.
+
+    Args:
+        rows: mappings with `prompt`, `chosen`, `rejected`, `chosen_model`, `rejected_model`, `preference`, `listener`,
+            `source`, `created_at` and, where known, the columns that may be null. A clip is the bytes of an audio file,
+            `{"bytes", "path"}`, or a path inside `root`.
+        root: folder that the paths are relative to.
+
+    Raises:
+        ValueError: naming every wrong row (counted from 0): an unknown or missing column, an unknown label, an empty
+            prompt, a path that leaves `root`, negative seconds, audio that cannot be read or lasts over 30 s.
+        FileNotFoundError: a clip that is not in `root`.
+    """
+    built = []
+    for number, row in enumerate(rows):
+        unknown = sorted(set(row) - set(FEATURES))
+        if unknown:
+            raise ValueError(f"row {number}: unknown column {unknown[0]!r}: the columns are {', '.join(FEATURES)}")
+        filled = {name: row.get(name) for name in FEATURES}
+        for column in AUDIO_COLUMNS:
+            filled[column] = _encoded_clip(filled[column], root, number, column)
+        built.append(filled)
+    if not built:
+        raise ValueError("rows is empty: a preference data set needs at least one row")
+    _raise_row_errors(error for number, row in enumerate(built) for error in _value_errors(number, row))
+    # `Dataset.from_list` would encode the audio through torchcodec; a table that already has the storage type does not.
+    return validate_preferences(Dataset(pa.Table.from_pylist(built, schema=FEATURES.arrow_schema)))
+
+
+def validate_preferences(ds: Dataset) -> Dataset:
+    """Check every row and return the data set with its audio columns undecoded. Further columns are let through.
+
+    Raises:
+        ValueError: for a missing column or wrong values, with the numbers of the rows (counted from 0).
+    """
+    missing = [name for name in REQUIRED_COLUMNS if name not in ds.column_names]
+    if missing:
+        raise ValueError(
+            f"the preference table has no column {', '.join(missing)}: it has {', '.join(ds.column_names)}; "
+            "rename or add them (unknown values may be null)"
+        )
+    if len(ds) == 0:
+        raise ValueError("the preference table has no rows")
+    for column in AUDIO_COLUMNS:
+        if not isinstance(ds.features[column], Audio):
+            raise ValueError(f"column {column} is {ds.features[column]}: it has to be datasets.Audio")
+        ds = ds.cast_column(column, Audio(decode=False))
+    wrong_type = [name for name in set(FEATURES) - set(AUDIO_COLUMNS) if ds.features[name] != FEATURES[name]]
+    for name in sorted(wrong_type):
+        try:
+            ds = ds.cast_column(name, FEATURES[name])
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"column {name} is {ds.features[name]}: it cannot become {FEATURES[name]} ({error})"
+            ) from error
+    rows = tqdm(ds, desc="checking preferences", disable=len(ds) < 2000, leave=False)
+    _raise_row_errors(
+        error for number, row in enumerate(rows) for error in (*_value_errors(number, row), *_audio_errors(number, row))
+    )
+    return ds
+
+
+def save_preferences(ds: Dataset | DatasetDict, folder: str | Path) -> Path:
+    """Write a folder of Parquet files that `datasets.load_dataset(folder)` reads, on the Hub too.
+
+    The folder appears whole or not at all. A `DatasetDict` becomes one split each.
+
+    Raises:
+        ValueError: if the rows are not valid, or the folder holds something else than preferences.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / "data").glob("*.parquet")):
+        raise ValueError(f"folder {folder} holds other files: give a new folder or an earlier preference data set")
+    splits = ds if isinstance(ds, DatasetDict) else DatasetDict({"train": ds})
+    checked = {name: validate_preferences(part) for name, part in splits.items()}
+    with atomic_path(folder) as temporary:
+        data = temporary / "data"
+        data.mkdir(parents=True)
+        for name, part in checked.items():
+            for column in AUDIO_COLUMNS:
+                part = part.cast_column(column, Audio())  # so that a reader elsewhere sees playable audio
+            shards = max(1, math.ceil(part.data.nbytes / SHARD_BYTES))
+            for index in range(min(shards, len(part))):
+                shard = part.shard(min(shards, len(part)), index, contiguous=True)
+                shard.to_parquet(data / f"{name}-{index:05d}-of-{min(shards, len(part)):05d}.parquet")
+    return folder
+
+
+def load_preferences(source: str | Path, split: str = "train") -> Dataset:
+    """Load and validate preferences from a folder written by `save_preferences`, or from a Hub id.
+
+    Raises:
+        FileNotFoundError: if there is neither such a folder nor such a data set on the Hub.
+        ValueError: if there is no such split, or the rows are not valid.
+    """
+    where = str(source)
+    if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
+        raise FileNotFoundError(f"folder {where} holds no .parquet file: give a folder of save_preferences or a Hub id")
+    try:
+        ds = datasets.load_dataset(where, split=split)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"preferences {where!r} are neither a folder here nor a data set that the Hub gives "
+            f"({type(error).__name__}): check the name, the network and, for a private set, `hf auth login`"
+        ) from error
+    except ValueError as error:
+        if "split" not in str(error):
+            raise
+        raise ValueError(f"preferences {where!r} have no split {split!r}: {error}") from error
+    return validate_preferences(ds)
+
+
+def decided_pairs(ds: Dataset, min_seconds: float | None = None) -> tuple[Dataset, dict[str, int]]:
+    """Leave out ties, so that every row has a winner, and count what was left out.
+
+    Args:
+        ds: validated preferences.
+        min_seconds: also leave out rows whose listener heard less than this of either clip, or where that was not
+            recorded (the paper keeps only listeners who heard both, section 3.3); None keeps all.
+
+    Returns:
+        the rows with a winner, and counts: each label, `not_heard`, `left_out` and `kept`.
+
+    Raises:
+        ValueError: if nothing is left.
+    """
+    counts = dict.fromkeys((*LABELS, "not_heard", "left_out", "kept"), 0)
+    kept = []
+    heard = zip(ds["seconds_chosen"], ds["seconds_rejected"], strict=True)
+    for number, (label, seconds) in enumerate(zip(ds["preference"], heard, strict=True)):
+        counts[label] += 1
+        if label not in DECIDED:
+            continue
+        if min_seconds is not None and any(value is None or value < min_seconds for value in seconds):
+            counts["not_heard"] += 1
+            continue
+        kept.append(number)
+    counts["kept"] = len(kept)
+    counts["left_out"] = len(ds) - len(kept)
+    if not kept:
+        raise ValueError(f"none of the {len(ds)} rows has a winner that counts: {counts}")
+    return ds.select(kept), counts
+
+
+def normalise_prompt(prompt: str) -> str:
+    """A prompt without case, punctuation and doubled blanks: two spellings of one prompt are one prompt."""
+    words = re.sub(r"[^\w\s]|_", " ", unicodedata.normalize("NFKC", prompt).casefold())
+    return " ".join(words.split()) or prompt.strip()
+
+
+def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> DatasetDict:
+    """Split so that no prompt, however spelled, is in both `train` and `test`.
+
+    A prompt's side depends on its own text and the seed only, so it stays where it was when votes are added.
+
+    Raises:
+        ValueError: if `test_share` is not between 0 and 1, or one side stays empty.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is {test_share}: it has to lie between 0 and 1")
+    sides: dict[str, list[int]] = {"train": [], "test": []}
+    for number, prompt in enumerate(ds["prompt"]):
+        digest = hashlib.sha256(f"{seed}:{normalise_prompt(prompt)}".encode()).digest()
+        sides["test" if int.from_bytes(digest[:8], "big") < test_share * 2**64 else "train"].append(number)
+    return _both_sides(ds, sides, f"test_share {test_share} and seed {seed}: give another share or seed")
+
+
+def split_by_generator(ds: Dataset, held_out: Sequence[str]) -> DatasetDict:
+    """Put every row with a held-out generator into `test`, so that `train` has never heard one of them.
+
+    Raises:
+        ValueError: if a name is in no row, or one side stays empty.
+    """
+    models = list(zip(ds["chosen_model"], ds["rejected_model"], strict=True))
+    known = {name for pair in models for name in pair}
+    unknown = sorted(set(held_out) - known)
+    if unknown or not held_out:
+        raise ValueError(f"held_out is {list(held_out)}: name generators of {', '.join(sorted(known))}")
+    sides: dict[str, list[int]] = {"train": [], "test": []}
+    for number, pair in enumerate(models):
+        sides["test" if set(pair) & set(held_out) else "train"].append(number)
+    return _both_sides(ds, sides, f"held_out {list(held_out)}: hold out fewer generators")
+
+
+def votes_from_preferences(ds: Dataset) -> list[Vote]:
+    """The rows that compare two generators, as votes; rows of one generator against itself are left out.
+
+    In a decided row model a is the winner's when `preference` is a and the loser's when it is b.
+    """
+    columns = ("prompt", "chosen_model", "rejected_model", "preference", "listener")
+    votes = []
+    for prompt, chosen, rejected, label, listener in zip(*(ds[name] for name in columns), strict=True):
+        if chosen != rejected:
+            first, second = (rejected, chosen) if label == "b" else (chosen, rejected)
+            votes.append(Vote(prompt, first, second, label, listener))
+    return votes
+
+
+def clip_path(root: str | Path, path: str) -> Path:
+    """The file `path` inside the folder `root`.
+
+    Raises:
+        ValueError: if it leads out of `root`.
+        FileNotFoundError: if it is not there.
+    """
+    base = Path(root).resolve()
+    found = (base / path).resolve()
+    if not found.is_relative_to(base):
+        raise ValueError(f"path {path!r} leads out of {root}: clips have to lie inside the folder")
+    if not found.is_file():
+        raise FileNotFoundError(f"there is no file {path!r} in {root}")
+    return found
+
+
+def _encoded_clip(clip: Any, root: str | Path | None, number: int, column: str) -> dict[str, Any]:
+    if isinstance(clip, bytes):
+        return {"bytes": clip, "path": None}
+    path = clip.get("path") if isinstance(clip, Mapping) else clip
+    if isinstance(clip, Mapping) and clip.get("bytes"):
+        return {"bytes": clip["bytes"], "path": None if path is None else Path(path).name}
+    if not isinstance(path, str | Path):
+        raise ValueError(f"row {number}: {column} is {clip!r}: give bytes, {{'bytes', 'path'}} or a path")
+    if root is None:
+        raise ValueError(f"row {number}: {column} is the path {str(path)!r} and root is not given: name its folder")
+    try:
+        found = clip_path(root, str(path))
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"row {number}: {column}: {error}") from error
+    return {"bytes": found.read_bytes(), "path": found.name}
+
+
+def _value_errors(number: int, row: Mapping[str, Any]) -> Iterable[str]:
+    wrong = [name for name in _PYTHON_TYPES if not isinstance(row[name], (*_PYTHON_TYPES[name], type(None)))]
+    for name in wrong:
+        yield f"row {number}: {name} is {row[name]!r}: it has to be {FEATURES[name].dtype}"
+    if wrong:
+        return
+    if not (row["prompt"] or "").strip():
+        yield f"row {number}: prompt is empty"
+    if row["preference"] not in LABELS:
+        yield f"row {number}: preference is {row['preference']!r}: use one of {', '.join(LABELS)}"
+    for name in ("chosen_model", "rejected_model", "listener", "source"):
+        if not row[name]:
+            yield f"row {number}: {name} is empty"
+    for name in ("seconds_chosen", "seconds_rejected"):
+        if row[name] is not None and not 0 <= row[name] < math.inf:
+            yield f"row {number}: {name} is {row[name]}: seconds heard cannot be negative or infinite"
+    if row["confidence"] is not None and not 1 <= row["confidence"] <= 5:
+        yield f"row {number}: confidence is {row['confidence']}: use 1 (a guess) to 5 (certain), or null"
+    try:
+        datetime.fromisoformat(row["created_at"] or "")
+    except ValueError:
+        yield f"row {number}: created_at is {row['created_at']!r}: use ISO 8601, such as 2026-01-31T12:00:00+00:00"
+
+
+def _audio_errors(number: int, row: Mapping[str, Any]) -> Iterable[str]:
+    for column in AUDIO_COLUMNS:
+        data = (row[column] or {}).get("bytes")
+        if not data:
+            yield f"row {number}: {column} has no audio bytes (withheld or not embedded): leave the row out"
+            continue
+        try:
+            header = soundfile.info(io.BytesIO(data))
+        except soundfile.LibsndfileError:
+            yield f"row {number}: {column} is not audio that soundfile reads ({len(data)} bytes)"
+            continue
+        if not 0 < header.duration <= MAX_DURATION_S:
+            yield f"row {number}: {column} lasts {header.duration:.1f} s: clips last up to {MAX_DURATION_S:g} s, not 0"
+
+
+def _raise_row_errors(errors: Iterable[str]) -> None:
+    found = list(errors)
+    if found:
+        more = f"\n... and {len(found) - _SHOWN_ERRORS} more" if len(found) > _SHOWN_ERRORS else ""
+        raise ValueError("the preferences are not valid:\n" + "\n".join(found[:_SHOWN_ERRORS]) + more)
+
+
+def _both_sides(ds: Dataset, sides: dict[str, list[int]], remedy: str) -> DatasetDict:
+    for name, numbers in sides.items():
+        if not numbers:
+            raise ValueError(f"the {name} side of the split is empty with {remedy}")
+    return DatasetDict({name: ds.select(numbers) for name, numbers in sides.items()})
