@@ -1,6 +1,7 @@
 """EnCodec between waveforms [B, C, T] and codes [B, K, F], through transformers' `EncodecModel`, with exact lengths."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,7 @@ class AudioCodec:
         if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > samples:
             raise ValueError(f"`lengths` must be [B] in [1, {samples}], got {lengths.tolist()}.")
         groups = []
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
+        for length, rows in self._passes(lengths, audio.device):
             codes, scales = self._encode_equal(audio[rows.to(audio.device), :, :length])
             groups.append((rows, codes, scales))
         codes = torch.zeros(batch, self.num_codebooks, max(g[1].shape[-1] for g in groups), dtype=torch.long)
@@ -109,6 +109,16 @@ class AudioCodec:
             if scales is not None:
                 scales[rows.to(audio.device), : group_scales.shape[-1]] = group_scales
         return EncodedAudio(codes, scales, lengths)
+
+    def _passes(self, lengths: Tensor, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        """Each length with rows [n] of that length that go through the model together.
+
+        On a CPU one clip at a time is twice as fast as a batch: its activations stay in the cache.
+        """
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            for group in rows.split(1 if device.type == "cpu" else len(rows)):
+                yield length, group
 
     def _encode_equal(self, audio: Tensor) -> tuple[Tensor, Tensor | None]:
         chunks = self._chunk_starts(audio.shape[-1])
@@ -150,8 +160,8 @@ class AudioCodec:
             lengths = encoded.lengths
         length = int(lengths.max()) if length is None else length
         audio = torch.zeros(len(codes), self.channels, length, device=codes.device)
-        for own_length in lengths.unique().tolist():
-            rows = (lengths == own_length).nonzero()[:, 0].to(codes.device)
+        for own_length, rows in self._passes(lengths, codes.device):
+            rows = rows.to(codes.device)
             decoded = self._decode_equal(codes[rows], None if scales is None else scales[rows], own_length).float()
             kept = min(own_length, length)
             if decoded.shape[-1] < kept:
