@@ -116,3 +116,12 @@ def check_safetensors(path: str | Path) -> None:
             f"{path} ({Path(path).stat().st_size} bytes) is not a whole safetensors file ({error}): it was cut short or "
             "is a placeholder. Download or save it again (`git lfs pull` in a git clone)."
         ) from error
+
+
+def name_of(name_or_path: str | Path) -> str:
+    """The bundled name of a folder inside this package; anything else as it is.
+
+    What is written into a file for others must not hold the place where this computer keeps its packages.
+    """
+    path = Path(name_or_path)
+    return path.name if path.parent == CHECKPOINTS and path.name in BUNDLED else str(name_or_path)

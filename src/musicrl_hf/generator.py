@@ -27,6 +27,7 @@ from .bundled import resolve
 from .codec import AudioCodec
 from .configuration import MusicRLConfig
 from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
+from .hub import PushesWithCard
 from .sampling import check_sampling, draw_codes
 
 _DROPOUTS = ("dropout", "activation_dropout", "attention_dropout", "layerdrop")
@@ -60,7 +61,7 @@ class Clips:
     sampling_rate: int
 
 
-class MusicRLForConditionalGeneration(MusicgenForConditionalGeneration):
+class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGeneration):  # type: ignore[misc]
     """MusicGen with its tokenizer, exact step log-probabilities and a sampler that gives back the codes.
 
     Example:

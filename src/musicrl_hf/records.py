@@ -1,0 +1,140 @@
+"""`result.json`: what whoever trained a model leaves beside the weights, for its card and for the models made from it."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .audio import atomic_path
+from .bundled import name_of
+
+RECORD_FILE = "result.json"
+
+
+@dataclass
+class Record:
+    """What `result.json` says about a training run; every field may be left out.
+
+    Attributes:
+        base_model: what the training started from: a Hub id, a bundled name or a folder.
+        method: "DPO", "PPO", "from scratch", ...
+        datasets: Hub ids of the preferences.
+        training_data: sentences about everything else that was learned from, with its licence.
+        license: of the weights, as the Hub spells it.
+        metrics: name -> number or text; nested mappings are flattened.
+        config: every setting of the run.
+        limits: sentences, added to those that hold for every model of the kind.
+        command, date, hardware, seconds: how, when, on what and how long it was trained or measured.
+    """
+
+    base_model: str | None = None
+    method: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    training_data: str | None = None
+    license: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+    command: str | None = None
+    date: str | None = None
+    hardware: str | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = dict(_flatten(self.metrics))
+        self.config = dict(_flatten(self.config))
+
+    @property
+    def provenance(self) -> str:
+        """One line that says how the numbers came about; "" where nothing was recorded."""
+        parts = [f"`{_without_folders(self.command)}`" if self.command else "", self.hardware or "", self.date or ""]
+        parts.append(f"{self.seconds:.0f} s" if self.seconds is not None else "")
+        told = ", ".join(part for part in parts if part)
+        return f"Recorded by: {told}." if told else ""
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read `result.json`; a folder without one gives an empty record. Keys that no card shows are passed over.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
+    path = Path(folder) / RECORD_FILE
+    if not path.is_file():
+        return Record()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): write it again or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}: it has to be a JSON object, see musicrl_hf.records.Record."
+        )
+    return Record(**{key: value for key, value in content.items() if key in Record.__dataclass_fields__})
+
+
+def write_record(folder: str | Path, record: Record) -> Path:
+    """Write `result.json` into a model's folder, aside and renamed; fields that say nothing are left out.
+
+    Example:
+        >>> write_record("out/dpo", Record(base_model="musicrl-tiny", method="DPO", metrics={"win rate": 0.61}))
+    """
+    path = Path(folder) / RECORD_FILE
+    content = {key: value for key, value in dataclasses.asdict(record).items() if value not in (None, [], {})}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def origin_of(name_or_path: str | Path, _seen: frozenset[str] = frozenset()) -> str | None:
+    """The Hub id or bundled name that a name leads to: itself, or for a folder what its model was made from.
+
+    None where a folder on the way does not say.
+    """
+    name = name_of(name_or_path)
+    return base_of(name, _seen) if Path(name).is_dir() else name
+
+
+def base_of(folder: str | Path, _seen: frozenset[str] = frozenset()) -> str | None:
+    """The Hub id or bundled name that the model in a folder was made from, over as many folders as it takes, or None."""
+    folder = Path(folder)
+    place = str(folder.resolve())
+    if place in _seen:  # a run that wrote over the model it started from
+        return None
+    if (folder / "adapter_config.json").is_file():
+        above = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    else:
+        above = read_record(folder).base_model
+    return None if above is None else origin_of(above, _seen | {place})
+
+
+def public_record(folder: str | Path) -> bytes:
+    """`result.json` as it may be published: without the places where this computer keeps its files."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [cleaned(part) for part in value]
+        return _without_folders(name_of(value)) if isinstance(value, str) else value
+
+    content = json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
+    return (json.dumps(cleaned(content), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}, ")
+        elif isinstance(value, float):
+            yield f"{prefix}{name}", f"{value:.4g}"
+        else:
+            yield f"{prefix}{name}", _without_folders(value) if isinstance(value, str) else value
+
+
+def _without_folders(text: str) -> str:
+    """Absolute paths cut down to their last part: a card is public, the layout of a home folder is not."""
+    return re.sub(r"(?<![\w:/])/(?:[^\s/:]+/)+([^\s/]*)", r"\1", text)
