@@ -179,9 +179,9 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
         """The same weights seen flat: nothing is copied, and training this trains `generator`."""
         flat = copy.copy(generator)
         flat.__class__ = cls
-        return flat  # type: ignore[return-value]
+        return flat
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -309,7 +309,7 @@ class FlatTokenizer(PreTrainedTokenizerBase):
             )
         return cls(generator.tokenizer, generator.config.num_codebooks * generator.config.codebook_size)
 
-    def __call__(self, text: str | Sequence[str], **kwargs: Any) -> BatchEncoding:  # type: ignore[override]
+    def __call__(self, text: str | Sequence[str], **kwargs: Any) -> BatchEncoding:
         """Text to flat ids; keywords as of any tokenizer (`padding`, `return_tensors`)."""
         kwargs.setdefault("padding_side", self.padding_side)
         batch = self.text_tokenizer(text, **kwargs)
@@ -324,7 +324,7 @@ class FlatTokenizer(PreTrainedTokenizerBase):
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:  # type: ignore[override]
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         words = [int(i) - self.audio_ids for i in ids if i >= self.audio_ids]
-        text = self.text_tokenizer.decode(words, skip_special_tokens=skip_special_tokens)
+        text = str(self.text_tokenizer.decode(words, skip_special_tokens=skip_special_tokens))
         codes = len(ids) - len(words)
         return f"{text}[{codes} codes]" if codes else text
 

@@ -1,0 +1,155 @@
+"""What the jobs on TRL's trainers have in common: their fields, and how a run starts and ends."""
+
+import dataclasses
+import datetime
+import json
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..audio import atomic_path
+from .callbacks import MetricsWriter
+from .ppo_policy import LORA_TARGETS
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help line."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class TrainingJob:
+    """The fields of every job; the names are those of TRL and transformers."""
+
+    model: str = option("musicrl-tiny", "generator to start from: bundled name, folder or Hub id")
+    ref_model: str | None = option(
+        None, "reference of the KL: a generator; empty for the model that the run starts from"
+    )
+    output_dir: str = field(metadata={"help": "folder for the trained model, metrics.jsonl and result.json"})
+    learning_rate: float = option(1e-5, "peak learning rate of AdamW")
+    lr_scheduler_type: str = option("constant_with_warmup", "schedule of the learning rate")
+    warmup_steps: int = option(0, "optimiser steps of linear warm-up")
+    weight_decay: float = option(0.0, "of AdamW")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    max_steps: int = option(1000, "optimiser steps")
+    per_device_train_batch_size: int = option(8, "pairs (DPO) or clips (RLOO, GRPO) in one forward pass a process")
+    gradient_accumulation_steps: int = option(1, "forward passes in one optimiser step")
+    lora_r: int = option(0, "rank of a LoRA adapter on the decoder; 0 trains the whole decoder")
+    lora_alpha: int = option(16, "scale of the adapter, times 1 / lora_r")
+    seed: int = option(42, "of data order, sampling and initialisation")
+    logging_steps: int = option(10, "optimiser steps between two lines of metrics")
+    save_steps: int = option(0, "optimiser steps between two checkpoints; 0 for none")
+    save_total_limit: int | None = option(2, "checkpoints that are kept")
+    bf16: bool = option(False, "train in bfloat16 where the device can")
+    gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
+    report_to: str = option("none", "none, tensorboard, wandb or trackio")
+    resume_from_checkpoint: str | None = option(None, 'folder of a checkpoint, or "last" for the newest in output_dir')
+
+    def __post_init__(self) -> None:
+        at_least = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+        at_least |= {"logging_steps": 1, "lora_r": 0, "save_steps": 0, "warmup_steps": 0}
+        for name, least in at_least.items():
+            if vars(self)[name] < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {vars(self)[name]!r}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate!r}.")
+
+    def shared_arguments(self) -> dict[str, Any]:
+        """The fields that a trainer's config takes under the same name, and how often it saves."""
+        own = ("model", "ref_model", "lora_r", "lora_alpha", "save_steps", "resume_from_checkpoint")
+        shared = {f.name: vars(self)[f.name] for f in dataclasses.fields(TrainingJob) if f.name not in own}
+        return shared | {
+            "save_strategy": "steps" if self.save_steps else "no",
+            "save_steps": self.save_steps or self.max_steps,
+        }
+
+    def peft_config(self) -> LoraConfig | None:
+        """LoRA on the decoder's layers, or None. No dropout: it would part the policy from its own samples."""
+        if self.lora_r == 0:
+            return None
+        return LoraConfig(r=self.lora_r, lora_alpha=self.lora_alpha, lora_dropout=0.0, target_modules=LORA_TARGETS)
+
+    def checkpoint(self) -> str | None:
+        """The checkpoint to resume from.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        wanted = self.resume_from_checkpoint
+        if wanted is None:
+            return None
+        found = get_last_checkpoint(self.output_dir) if wanted == "last" and Path(self.output_dir).is_dir() else wanted
+        if found is None or not (Path(found) / "trainer_state.json").is_file():
+            raise FileNotFoundError(
+                f"`resume_from_checkpoint` = {wanted!r}: no checkpoint there (a folder with trainer_state.json; `last` "
+                f"looks in {self.output_dir}); set save_steps in the run that is to be resumed."
+            )
+        return str(found)
+
+
+def run_trainer(
+    trainer: Trainer, job: TrainingJob, method: str, metrics: dict[str, Any], evaluate: bool = False
+) -> Path:
+    """Train, and leave model, tokenizer, metrics.jsonl and result.json in `job.output_dir`.
+
+    Args:
+        trainer: one of this package's, built.
+        job: its configuration.
+        method: what `result.json` calls it.
+        metrics: more numbers for it.
+        evaluate: also evaluate the trained model on the trainer's evaluation set.
+    """
+    started = time.monotonic()
+    trainer.add_callback(MetricsWriter())
+    trainer.train(resume_from_checkpoint=job.checkpoint())
+    trainer.save_model(job.output_dir)
+    evaluated = trainer.evaluate() if evaluate else {}
+    if trainer.accelerator.is_main_process:
+        logged = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
+        processes = trainer.accelerator.num_processes
+        record = {
+            "base_model": job.model,
+            "method": method,
+            "config": dataclasses.asdict(job),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "date": datetime.date.today().isoformat(),
+            "hardware": f"{processes} x {_device_name()}",
+            "seconds": time.monotonic() - started,
+            "metrics": metrics | {"world_size": processes} | logged | evaluated,
+        }
+        with atomic_path(Path(job.output_dir) / "result.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    return Path(job.output_dir)
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts from a text file, one a line; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no prompt.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`prompts`: there is no file {path}; give a text file with one prompt a line.")
+    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
+    return prompts

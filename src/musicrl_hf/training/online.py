@@ -1,0 +1,319 @@
+"""RLOO and GRPO: TRL's own trainers, on clips that the policy samples and rewards hear."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.utils import RepeatSampler, get_callable_name
+
+from ..audio import MAX_DURATION_S
+from ..flat import FlatMusicRLForCausalLM, check_sampled_is_scored, unflatten_codes
+from ..generator import MusicRLForConditionalGeneration
+from ..rewards import AdherenceReward, CombinedReward, Reward, check_scores, load_rewards
+from .callbacks import SampleWriter
+from .job import TrainingJob, option, read_prompts, run_trainer
+from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
+
+
+class ClipReward:
+    """A reward on sound, as TRL calls rewards: on lists of ids.
+
+    Args:
+        reward: a callable (prompts, audio [B, C, T], sampling rate in Hz) -> scores [B].
+        rollouts: the sound of the sampled ids, shared by the rewards of one trainer.
+    """
+
+    def __init__(self, reward: Reward, rollouts: "Rollouts"):
+        self.reward = reward
+        self.rollouts = rollouts
+        self.__name__ = get_callable_name(reward)
+
+    def __call__(
+        self,
+        prompts: list[str],
+        completion_ids: list[list[int]],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        """One score a clip; the components of a combination go to the log."""
+        audio, rate = self.rollouts.audio(completion_ids), self.rollouts.generator.sampling_rate
+        with torch.no_grad():
+            if isinstance(self.reward, CombinedReward):
+                components = self.reward.components(prompts, audio, rate)
+                for name, values in components.items():
+                    log_metric(f"rewards/{name}/mean", values.mean().item())
+                scores = self.reward.combine(components)
+            else:
+                scores = self.reward(prompts, audio, rate)
+        return check_scores(scores, len(prompts), self.__name__).tolist()
+
+
+def _move(reward: Reward, device: torch.device) -> None:
+    if isinstance(reward, CombinedReward):
+        for part in reward.rewards.values():
+            _move(part, device)
+    elif isinstance(reward, nn.Module | AdherenceReward):
+        reward.to(device)
+
+
+class Rollouts:
+    """Sampled ids to sound, decoded once for however many rewards hear it."""
+
+    def __init__(self, generator: FlatMusicRLForCausalLM):
+        self.generator = generator
+        self._ids: list[list[int]] | None = None
+        self._audio: Tensor | None = None
+
+    def audio(self, completion_ids: list[list[int]]) -> Tensor:
+        """Sound [B, C, T] of flat ids [B][K * F]."""
+        if self._audio is None or completion_ids is not self._ids:
+            config = self.generator.config
+            flat = torch.tensor(completion_ids, device=self.generator.device)
+            codes = unflatten_codes(flat, config.num_codebooks, config.codebook_size, config.audio_channels)
+            self._ids, self._audio = completion_ids, self.generator.decode_codes(codes)
+        return self._audio
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on the epoch, so that a run resumed in a later epoch goes on in order."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by transformers' Trainer before each epoch."""
+        self.generator.manual_seed(self.seed + epoch)
+
+
+@dataclass
+class RolloutArguments:
+    """What both configs add to TRL's, and what neither may ask for."""
+
+    duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
+    max_completion_length: int | None = option(None, "must stay empty: `duration_s` decides")
+    disable_dropout: bool = option(True, "must stay true: the clips are scored by the policy that sampled them")
+    gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
+    bf16: bool = option(False, "train in bfloat16 where the device can")
+    report_to: str | list[str] | None = option("none", "where to report to")
+    ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")
+
+    def check_rollouts(self) -> None:
+        """ValueError for options of language models that would break training on clips, each with the reason."""
+        refused = {
+            "mask_truncated_completions": "music has no end-of-sequence id, so every clip would be masked and every "
+            "gradient be zero",
+            "use_vllm": "vLLM does not know the delayed codebooks",
+            "use_transformers_continuous_batching": "the generator has its own sampler",
+            "max_completion_length": "a clip has codebooks x frames ids: set `duration_s` instead",
+            "cast_lm_head_to_fp32": "the scores are float32 already",
+        }
+        for name, reason in refused.items():
+            if vars(self).get(name):
+                raise ValueError(f"`{name}` = {vars(self)[name]!r} is not for music: {reason}; leave it unset.")
+        if not self.disable_dropout:
+            raise ValueError("`disable_dropout` = False: the policy would differ from its own samples; leave it True.")
+        if not 0 < self.duration_s <= MAX_DURATION_S:
+            raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
+
+
+@dataclass
+class MusicRLOOConfig(RolloutArguments, RLOOConfig):
+    """TRL's `RLOOConfig` for clips of `duration_s` seconds."""
+
+    def __post_init__(self) -> None:
+        self.check_rollouts()
+        super().__post_init__()
+
+
+@dataclass
+class MusicGRPOConfig(RolloutArguments, GRPOConfig):
+    """TRL's `GRPOConfig` for clips of `duration_s` seconds."""
+
+    def __post_init__(self) -> None:
+        self.check_rollouts()
+        super().__post_init__()
+
+
+class RolloutTrainer(FlatTrainer):
+    """Mixin of both trainers.
+
+    Args:
+        model: generator (or a PEFT model over a `FlatMusicRLForCausalLM`), or its name.
+        reward_funcs: one or several rewards on sound: callables (prompts, audio [B, C, T], sampling rate) -> [B];
+            `args.reward_weights` weighs them.
+        args: a `MusicRLOOConfig` or `MusicGRPOConfig`.
+        train_dataset: rows with `prompt`.
+        ref_model: anchor of the KL; None takes a copy of `model` (with an adapter, the model without it).
+        callbacks, optimizers, peft_config: as in TRL.
+
+    Raises:
+        ValueError: no rewards, fewer prompts than one step takes, sampling options that are not scored; during training,
+            scores of the wrong shape or that are not finite.
+    """
+
+    config_class: type
+
+    def __init__(
+        self,
+        model: str | MusicRLForConditionalGeneration | PeftModel,
+        reward_funcs: Reward | list[Reward],
+        args: MusicRLOOConfig | MusicGRPOConfig,
+        train_dataset: Dataset,
+        ref_model: str | MusicRLForConditionalGeneration | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        if not isinstance(args, self.config_class):
+            raise ValueError(f"`args` must be a {self.config_class.__name__}, got {type(args).__name__}.")
+        rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        if not rewards or not all(callable(reward) for reward in rewards):
+            raise ValueError(
+                f"`reward_funcs` must be callables (prompts, audio, sampling_rate) -> scores [B], got {reward_funcs!r}; "
+                "names go through musicrl_hf.load_rewards."
+            )
+        prompts_a_step = args.generation_batch_size // args.num_generations
+        if "prompt" not in train_dataset.column_names or len(train_dataset) < prompts_a_step:
+            raise ValueError(
+                f"`train_dataset` must have a `prompt` column and at least {prompts_a_step} rows, the prompts of one "
+                f"step (generation batch of {args.generation_batch_size} / {args.num_generations} clips a prompt); got "
+                f"{len(train_dataset)} rows of {', '.join(train_dataset.column_names)}."
+            )
+        model = prepare_generator(model)
+        flat = flat_of(model)
+        anchor = prepare_reference(ref_model, flat)
+        args.max_completion_length = flat.config.num_codebooks * flat.frames_for(args.duration_s)
+        rollouts = Rollouts(flat)
+        self.build(
+            model,
+            anchor,
+            reward_funcs=[ClipReward(reward, rollouts) for reward in rewards],
+            args=args,
+            train_dataset=train_dataset,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        for reward in rewards:
+            _move(reward, self.accelerator.device)  # type: ignore[attr-defined]
+        check_sampled_is_scored(self.generation_config)  # type: ignore[attr-defined]
+        if anchor is not None and self.ref_model is None and args.beta != 0:  # type: ignore[has-type]
+            # With an adapter TRL takes the model without it; the caller named another anchor.
+            anchor.scoring_temperature = args.temperature
+            self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)  # type: ignore[attr-defined]
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
+        stock = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        return EpochSampler(
+            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
+        )
+
+
+class MusicRLOOTrainer(RolloutTrainer, RLOOTrainer):
+    """TRL's RLOOTrainer (REINFORCE with the leave-one-out baseline) for generators; see `RolloutTrainer`."""
+
+    trl_module = "trl.trainer.rloo_trainer"
+    config_class = MusicRLOOConfig
+
+
+class MusicGRPOTrainer(RolloutTrainer, GRPOTrainer):
+    """TRL's GRPOTrainer for generators; see `RolloutTrainer`."""
+
+    trl_module = "trl.trainer.grpo_trainer"
+    config_class = MusicGRPOConfig
+
+
+@dataclass(kw_only=True)
+class RolloutJob(TrainingJob):
+    """What both jobs share."""
+
+    prompts: str = field(metadata={"help": "text file, one prompt a line"})
+    reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
+    normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
+    temperature: float = option(1.0, "sampling temperature, also of the scored distribution")
+    num_generations: int = option(4, "clips a prompt, compared with each other")
+    num_iterations: int = option(1, "optimiser steps on each set of sampled clips")
+    epsilon: float = option(0.2, "the ratio to the sampling policy is clipped to 1 -/+ this")
+    sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.reward:
+            raise ValueError("`reward` is empty; name at least one, such as adherence.")
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature!r}.")
+        if self.num_iterations < 1 or self.save_steps % self.num_iterations:
+            raise ValueError(
+                f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
+                "of clips is used up before anything is saved, so that a resumed run goes on exactly."
+            )
+
+    def rollout_arguments(self) -> dict[str, Any]:
+        """The trainer's arguments that both jobs share."""
+        names = ("duration_s", "temperature", "num_generations", "num_iterations", "epsilon")
+        return self.shared_arguments() | {name: vars(self)[name] for name in names}
+
+
+@dataclass(kw_only=True)
+class RLOOJob(RolloutJob):
+    """One RLOO run, as a flat YAML file or command line describes it."""
+
+    beta: float = option(0.05, "reward lost a nat of KL to the reference, over the whole clip")
+    normalize_advantages: bool = option(False, "scale the advantages of a batch to unit deviation")
+
+    def trainer_config(self) -> MusicRLOOConfig:
+        """The trainer's arguments for this job."""
+        own: dict[str, Any] = {"beta": self.beta, "normalize_advantages": self.normalize_advantages}
+        return MusicRLOOConfig(**self.rollout_arguments(), **own)
+
+
+@dataclass(kw_only=True)
+class GRPOJob(RolloutJob):
+    """One GRPO run, as a flat YAML file or command line describes it."""
+
+    beta: float = option(0.04, "weight of the KL to the reference, a code")
+    loss_type: str = option("dapo", "TRL's name of the loss: dapo, grpo, dr_grpo, ...")
+    scale_rewards: str = option("group", "divide advantages by the deviation of the group, the batch, or none")
+
+    def trainer_config(self) -> MusicGRPOConfig:
+        """The trainer's arguments for this job."""
+        own: dict[str, Any] = {"beta": self.beta, "loss_type": self.loss_type, "scale_rewards": self.scale_rewards}
+        return MusicGRPOConfig(**self.rollout_arguments(), **own)
+
+
+def run_rloo(job: RLOOJob) -> Path:
+    """Train a generator with RLOO; the folder holds the model (or adapter), metrics.jsonl and result.json.
+
+    Raises:
+        FileNotFoundError: no such prompts or checkpoint.
+        ValueError: as the job and `RolloutTrainer`.
+    """
+    return _run(job, MusicRLOOTrainer, "RLOO")
+
+
+def run_grpo(job: GRPOJob) -> Path:
+    """Train a generator with GRPO; otherwise as `run_rloo`."""
+    return _run(job, MusicGRPOTrainer, "GRPO")
+
+
+def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: str) -> Path:
+    args = job.trainer_config()
+    job.checkpoint()  # before anything long
+    prompts = read_prompts(job.prompts)
+    trainer = trainer_class(
+        job.model,
+        load_rewards(job.reward, job.normalise),
+        args,
+        Dataset.from_dict({"prompt": prompts}),
+        ref_model=job.ref_model,
+        peft_config=job.peft_config(),
+    )
+    if job.sample_steps:
+        heard = prompts[:4]
+        writer = SampleWriter(trainer.generator, heard, job.sample_steps, job.duration_s, job.temperature, job.seed)
+        trainer.add_callback(writer)  # type: ignore[attr-defined]
+    return run_trainer(trainer, job, method, {"prompts": len(prompts)})  # type: ignore[arg-type]
