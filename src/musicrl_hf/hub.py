@@ -172,6 +172,32 @@ def send(upload: Upload, *, private: bool | None = None, revision: str | None = 
     return commit.commit_url
 
 
+def push(
+    path: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> str:
+    """Publish whatever is in the folder, a model or preferences: what `musicrl push` does.
+
+    Arguments and errors are those of `push_model` and `push_preferences`.
+
+    Returns:
+        the commit's address.
+    """
+    if kind_of(_existing_folder(path)) != "preferences":
+        return push_model(
+            path, repo_id, private=private, revision=revision, token=token, base_model=base_model, license=license
+        )
+    if base_model is not None:
+        raise ValueError(f"base_model={base_model!r} is for models, and {str(path)!r} holds preferences: leave it out.")
+    return push_preferences(path, repo_id, private=private, revision=revision, token=token, license=license)
+
+
 def push_model(
     path: str | Path,
     repo_id: str,

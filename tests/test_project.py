@@ -1,0 +1,264 @@
+"""The project as a whole: modules, configurations, examples, README, cards and records. Each check says that it found some."""
+
+import ast
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import musicrl_hf
+from musicrl_hf.bundled import BUNDLED, CHECKPOINTS, resolve
+from musicrl_hf.cards import check_card, model_card
+from musicrl_hf.cli import JOBS
+from musicrl_hf.config import load_config
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "musicrl_hf"
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "musicrl_hf."))
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+YAML_FILES = sorted(
+    path
+    for pattern in ("*.yaml", "*.yml", "*.cff", ".github/**/*.yml", "examples/**/*.yaml", "recipes/**/*.yaml")
+    for path in ROOT.glob(pattern)
+)
+JOB_CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("model_cards/*.md")}
+)
+README = ROOT / "README.md"
+LAYERS = (  # each may import from those before it, and from its own
+    ("_environment", "audio", "descriptors", "config"),
+    ("bundled",),
+    ("licences", "records"),
+    ("cards",),
+    ("hub",),
+    ("codec", "delay", "sampling"),
+    ("configuration",),
+    ("generator",),
+    ("flat",),
+)
+
+
+# -- code ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports(name):
+    importlib.import_module(name)
+
+
+def test_there_are_modules_and_each_public_name_is_found():
+    assert len(MODULES) > 20
+    assert all(vars(importlib.import_module("musicrl_hf"))["__getattr__"](name) for name in musicrl_hf._PUBLIC)
+
+
+def test_no_file_is_longer_than_400_lines():
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    assert len(files) > 30
+    assert not {path.name: n for path in files if (n := len(path.read_text().splitlines())) > 400}
+
+
+def imported_by(path: Path) -> set[str]:
+    """Names below `musicrl_hf` that a module imports, at its top or inside a function: "hub", "training.dpo", ..."""
+    package = list(path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("musicrl_hf."):
+            found |= {f"{node.module}.{alias.name}".removeprefix("musicrl_hf.") for alias in node.names}
+    return found
+
+
+def imports_of(package: str) -> set[str]:
+    """First parts of what the modules of a package, or one module, import from others of this project."""
+    paths = [PACKAGE / f"{package}.py"] if (PACKAGE / f"{package}.py").is_file() else (PACKAGE / package).rglob("*.py")
+    return {name.split(".")[0] for path in paths for name in imported_by(path)} - {package, ""}
+
+
+def test_arrows_run_one_way():
+    parts = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {"audio", "generator", "training", "cli"} <= parts
+    arrows = {part: imports_of(part) & parts for part in parts - {"__init__"}}
+    below: set[str] = set()
+    for layer in LAYERS:
+        below |= set(layer)
+        for part in layer:
+            assert arrows[part] <= below, f"{part} imports {arrows[part] - below}"
+    assert not arrows["rewards"] & {"flat", "training", "evaluation", "preferences", "cli"}
+    assert not arrows["preferences"] & {"flat", "training", "evaluation", "cli"}
+    assert not arrows["evaluation"] & {"flat", "training", "cli"}
+    assert not [part for part, known in arrows.items() if "cli" in known]
+
+
+def test_nothing_is_unpickled_and_no_remote_code_is_trusted():
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    assert len(files) > 30
+    called = {
+        f"{path.name}: {ast.unparse(node)}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads", "joblib.load")
+            or any(word.arg == "trust_remote_code" for word in node.keywords)
+        )
+    }
+    assert not called
+
+
+def test_the_version_is_written_once_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == musicrl_hf.__version__ == citation["version"]
+    assert f"## {musicrl_hf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# -- configurations ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
+def test_every_yaml_file_parses(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_there_are_yaml_files():
+    names = {path.name for path in YAML_FILES}
+    assert {"ci.yml", "CITATION.cff", ".pre-commit-config.yaml"} <= names
+
+
+@pytest.mark.parametrize("path", JOB_CONFIGS, ids=lambda path: path.name)
+def test_every_job_configuration_is_one(path):
+    """The name of the file says which job reads it: dpo.yaml, dpo_musicgen_small.yaml, ..."""
+    command = path.stem.split("_")[0]
+    module, config_class, _, _ = JOBS[command]
+    required = {} if "output_dir" in yaml.safe_load(path.read_text()) else {"--output_dir": "out"}
+    words = [word for pair in required.items() for word in pair]
+    load_config(getattr(importlib.import_module(f"musicrl_hf.{module}"), config_class), path, words)
+
+
+def test_there_is_a_configuration_for_each_training_job():
+    assert {"reward", "dpo", "ppo", "rloo", "grpo"} <= {path.stem.split("_")[0] for path in JOB_CONFIGS}
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_are_numbered_along_the_loop():
+    assert len(EXAMPLES) >= 6
+    numbers = [int(path.name[:2]) for path in EXAMPLES]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_runs(path, tmp_path):
+    """In an empty folder, offline, and without a word of error: what a reader would try first."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(path), "--tiny"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip()
+    assert any(tmp_path.rglob("*")), "the example left nothing behind"
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------------
+
+
+def local_links(page: Path) -> list[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    return [
+        target.split("#")[0] for target in targets if not target.startswith(("http://", "https://", "#", "mailto:"))
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_inside_the_project_leads_somewhere(page):
+    missing = [target for target in local_links(page) if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_there_are_pages_with_links():
+    names = {page.name for page in PAGES}
+    assert {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "ATTRIBUTION.md"} <= names
+    assert sum(len(local_links(page)) for page in PAGES) > 5
+    assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Commands in the page's shell blocks, with lines that end in a backslash put together."""
+    blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip().removeprefix("$ ") for line in lines]
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_commands_on_the_pages_exist(page, capsys):
+    from musicrl_hf.cli import _parser
+
+    known = set(next(iter(_parser()._subparsers._group_actions)).choices)
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    checked = 0
+    for line in shell_lines(page):
+        words = line.split()
+        if "musicrl" in words[:1]:
+            assert words[1] in known or words[1].startswith("-"), line
+            checked += 1
+        elif words[:1] == ["make"]:
+            assert {word for word in words[1:] if "=" not in word} <= targets, line
+            checked += 1
+        scripts = [word for word in words if re.fullmatch(r"(examples|recipes|model_cards)/[\w/.-]+", word)]
+        missing = [word for word in scripts if not (ROOT / word).exists()]
+        assert not missing, line
+        checked += len(scripts)
+    assert checked, f"{page.name} shows no command"
+
+
+def test_python_on_the_pages_parses():
+    blocks = [
+        (page.name, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    assert blocks
+    for name, code in blocks:
+        compile(code, name, "exec")
+
+
+def test_the_project_speaks_of_itself_alone():
+    pages = [*PAGES, *PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    assert len(pages) > 30
+    named = {str(path.relative_to(ROOT)) for path in pages if re.search(r"/work/|/tmp/", path.read_text())}
+    assert not named
+
+
+# -- cards and records --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(BUNDLED))
+def test_the_card_of_a_bundled_model_says_what_was_recorded(name):
+    """`python model_cards/build.py` writes both the record beside the weights and the card."""
+    card = (ROOT / "model_cards" / f"{name}.md").read_text()
+    assert card == model_card(resolve(name), name)
+    data = check_card(card)
+    assert data["license"] == "apache-2.0"
+    assert "No measurement was recorded" not in card
+
+
+def test_the_records_beside_the_bundled_weights_are_those_of_the_recipes():
+    sys.path.insert(0, str(ROOT / "model_cards"))
+    try:
+        build = importlib.import_module("build")
+    finally:
+        sys.path.remove(str(ROOT / "model_cards"))
+    assert set(build.RECORDS) == set(BUNDLED)
+    for name in BUNDLED:
+        assert json.loads((CHECKPOINTS / name / "result.json").read_text()) == json.loads(build.record_text(name))
