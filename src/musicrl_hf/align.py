@@ -1,0 +1,231 @@
+"""The whole loop: pairs from a generator, listeners' choices, a reward, tuned generators, and a blind comparison.
+
+Each stage is one of the package's own jobs, writes one folder under `output_dir`, and is skipped where that folder is
+whole already, so that a run that was cut short goes on.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .audio import MAX_DURATION_S, atomic_path
+from .generator import load_generator
+
+RECIPES = Path(__file__).parent / "align_recipes"
+PROMPTS = Path(__file__).parent / "prompts"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class AlignJob:
+    """One round of the loop with simulated listeners."""
+
+    output_dir: str = field(metadata={"help": "folder for everything: votes, models, table, clips and page"})
+    model: str = _option("musicrl-tiny", "generator to align: bundled name, folder or Hub id")
+    adherence: str = _option("adherence", "reward for text adherence, as `musicrl score --reward` takes it")
+    quality: str = _option("quality", "reward for acoustic quality, as `musicrl score --reward` takes it")
+    prompts: str | None = _option(
+        None, "text file, one prompt a line, to collect and tune on; empty for the bundled ones"
+    )
+    eval_prompts: str | None = _option(None, "text file of held-out prompts; empty for the bundled ones")
+    heldout_prompts: int = _option(24, "how many of the held-out prompts to compare on, from the first")
+    duration_s: float = _option(3.0, "length of all clips, in seconds (at most 30)")
+    listeners: int = _option(12, "simulated listeners who vote")
+    panel: int = _option(12, "other simulated listeners, whose votes nothing is trained on, for the comparison")
+    pairs_per_prompt: int = _option(2, "pairs that are voted on for each prompt")
+    reward_steps: int = _option(60, "optimiser steps of the preference reward")
+    dpo_steps: int = _option(60, "optimiser steps of DPO on the votes")
+    ppo_steps: int = _option(20, "optimiser steps of each of the two PPO runs")
+    ppo_batch_size: int = _option(16, "clips that each PPO step samples")
+    seed: int = _option(0, "of everything")
+
+    def __post_init__(self) -> None:
+        for name in ("heldout_prompts", "listeners", "panel", "pairs_per_prompt", "ppo_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        for name in ("reward_steps", "dpo_steps", "ppo_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 optimiser step, got {getattr(self, name)!r}.")
+        if not 0 < self.duration_s <= MAX_DURATION_S:
+            raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
+
+
+def recipe_file(name_or_path: str) -> Path:
+    """The YAML file of a bundled recipe ("tiny"), or the given file.
+
+    Raises:
+        ValueError: neither.
+    """
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if name_or_path in known:
+        return RECIPES / f"{name_or_path}.yaml"
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    raise ValueError(f"`recipe` = {name_or_path!r} is neither a bundled recipe ({', '.join(known)}) nor a YAML file.")
+
+
+def run_align(job: AlignJob) -> Path:
+    """Run the loop and print its table.
+
+    Systems, named as in MusicRL: `base`; `r`, PPO on adherence and quality; `dpo`, DPO on the votes themselves; `ru`,
+    PPO on the preference reward that was learned from the votes, starting from `r` and anchored to it.
+
+    Returns:
+        The folder: votes/, preference/, r/, dpo/, ru/, evaluation/ (page, clips, JSON) and result.json.
+
+    Raises:
+        ValueError: a setting out of range, an unknown model or reward, an empty prompt file.
+    """
+    from .evaluation.report import EvaluateJob, run_evaluate
+    from .training.dpo import DPOJob, run_dpo
+    from .training.ppo import PPOJob, run_ppo
+    from .training.reward import RewardJob, run_reward
+
+    out = Path(job.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    prompts, heldout = _write_prompts(job, out)
+    stages = _Stages(out, total=6)
+    ppo: dict[str, Any] = {
+        "prompts": str(prompts),
+        "duration_s": job.duration_s,
+        "max_steps": job.ppo_steps,
+        "per_device_train_batch_size": job.ppo_batch_size,
+        "learning_rate": 3e-5,
+        "seed": job.seed,
+        "logging_steps": 5,
+    }
+
+    stages.run(
+        "votes", "simulated listeners choose between two clips of the generator", lambda: _collect(job, out, prompts)
+    )
+    stages.run(
+        "preference",
+        "learn a reward from the votes",
+        lambda: run_reward(
+            RewardJob(
+                preferences=str(out / "votes"),
+                output_dir=str(out / "preference"),
+                model=job.model,
+                max_steps=job.reward_steps,
+                per_device_train_batch_size=8,
+                test_share=0.15,
+                seed=job.seed,
+            )
+        ),
+    )
+    stages.run(
+        "r",
+        "PPO on adherence and quality",
+        lambda: run_ppo(
+            PPOJob(
+                model=job.model,
+                reward=[f"0.5*{job.adherence}", f"0.5*{job.quality}"],
+                output_dir=str(out / "r"),
+                **ppo,
+            )
+        ),
+    )
+    stages.run(
+        "dpo",
+        "DPO on the votes",
+        lambda: run_dpo(
+            DPOJob(
+                model=job.model,
+                preferences=str(out / "votes"),
+                output_dir=str(out / "dpo"),
+                max_steps=job.dpo_steps,
+                learning_rate=3e-5,
+                seed=job.seed,
+            )
+        ),
+    )
+    stages.run(
+        "ru",
+        "PPO on the learned preference reward, from r and anchored to r",
+        lambda: run_ppo(
+            PPOJob(
+                model=str(out / "r"),
+                ref_model=str(out / "r"),
+                reward=[f"preference:{out / 'preference'}"],
+                output_dir=str(out / "ru"),
+                **ppo,
+            )
+        ),
+    )
+    stages.run(
+        "evaluation",
+        "other simulated listeners compare the four generators blind, on prompts kept out",
+        lambda: run_evaluate(
+            EvaluateJob(
+                models=[f"base={job.model}", *(f"{name}={out / name}" for name in ("r", "dpo", "ru"))],
+                prompts=str(heldout),
+                out=str(out / "evaluation"),
+                listeners=job.panel,
+                rewards=[job.adherence, job.quality, f"preference:{out / 'preference'}"],
+                duration_s=job.duration_s,
+                seed=job.seed + 1,
+            )
+        ),
+    )
+    return out
+
+
+class _Stages:
+    """Runs what is not there yet and says what goes on."""
+
+    def __init__(self, out: Path, total: int):
+        self.out, self.total, self.number = out, total, 0
+
+    def run(self, name: str, summary: str, work: Callable[[], Any]) -> None:
+        self.number += 1
+        head = f"[{self.number}/{self.total}] {name}: {summary}"
+        stamp = self.out / "stages" / f"{name}.json"
+        if stamp.is_file():
+            print(f"{head} (done before)", flush=True)
+            return
+        print(head, flush=True)
+        started = time.monotonic()
+        work()
+        seconds = round(time.monotonic() - started, 1)
+        with atomic_path(stamp) as temporary:
+            temporary.write_text(json.dumps({"seconds": seconds}) + "\n")
+        print(f"      {seconds:.0f} s", flush=True)
+
+
+def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:
+    """The prompts of this run, as files that its jobs read; held-out ones must not be among the others."""
+    from .training.ppo import read_prompts
+
+    prompts = read_prompts(job.prompts or PROMPTS / "train.txt")
+    heldout = read_prompts(job.eval_prompts or PROMPTS / "heldout.txt")[: job.heldout_prompts]
+    shared = {prompt.lower() for prompt in prompts} & {prompt.lower() for prompt in heldout}
+    if shared:
+        raise ValueError(f"`eval_prompts` holds {sorted(shared)[0]!r}, which `prompts` holds too; keep them apart.")
+    for name, lines in (("prompts.txt", prompts), ("heldout_prompts.txt", heldout)):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+    return out / "prompts.txt", out / "heldout_prompts.txt"
+
+
+def _collect(job: AlignJob, out: Path, prompts: Path) -> None:
+    from .preferences.listeners import simulated_listeners
+    from .preferences.pairs import sample_pairs
+    from .training.ppo import read_prompts
+
+    sample_pairs(
+        load_generator(job.model),
+        read_prompts(prompts),
+        out / "votes",
+        listeners=simulated_listeners(job.listeners, seed=job.seed),
+        name="base",
+        duration_s=job.duration_s,
+        pairs_per_prompt=job.pairs_per_prompt,
+        batch_size=16,
+        seed=job.seed,
+    )

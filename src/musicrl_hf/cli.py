@@ -1,0 +1,208 @@
+"""`musicrl ...`: every job from the command line. Training commands run under `accelerate launch -m musicrl_hf.cli` too."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from . import __version__
+from ._environment import environment_problem
+from .config import describe_fields, load_config
+
+JOBS = {  # command: module, configuration, function, what it does
+    "reward": ("training.reward", "RewardJob", "run_reward", "learn a reward from preferences (Bradley-Terry)"),
+    "dpo": ("training.dpo", "DPOJob", "run_dpo", "tune a generator on preferences with TRL's DPO"),
+    "ppo": ("training.ppo", "PPOJob", "run_ppo", "tune a generator on rewards with PPO or the paper's objective"),
+    "rloo": ("training.online", "RLOOJob", "run_rloo", "tune a generator on rewards with TRL's RLOO"),
+    "grpo": ("training.online", "GRPOJob", "run_grpo", "tune a generator on rewards with TRL's GRPO"),
+    "evaluate": (
+        "evaluation.report",
+        "EvaluateJob",
+        "run_evaluate",
+        "compare generators, or count votes: win rates, MOS",
+    ),
+    "align": ("align", "AlignJob", "run_align", "the whole loop: collect, learn, tune, compare"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 with one line on standard error where the input is at fault."""
+    problem = environment_problem()
+    if problem is not None:
+        print(f"musicrl: {problem}", file=sys.stderr)
+        return 2
+    parser = _parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = parser.parse_known_args(words)
+    if rest and arguments.command not in JOBS:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        if arguments.command in JOBS:
+            _run_job(arguments, words[words.index(arguments.command) + 1 :])
+        else:
+            arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.traceback:
+            raise
+        print(f"musicrl: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("musicrl", description="Align music generators with what people prefer.")
+    parser.add_argument("--version", action="version", version=f"musicrl_hf {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="text to clips")
+    generate.add_argument("prompt", help="what to play")
+    generate.add_argument("-o", "--output", type=Path, default=Path("out.wav"), help=".wav or .flac file")
+    generate.add_argument("--model", default="musicrl-tiny", help="bundled name, folder or Hub id (musicrl-tiny)")
+    generate.add_argument("--duration", type=float, default=5.0, help="seconds, at most 30 (5)")
+    generate.add_argument("--seed", type=int, help="makes the clip reproducible")
+    generate.add_argument("-n", "--number", type=int, default=1, help="clips; more than one are numbered (1)")
+    generate.add_argument("--temperature", type=float, default=1.0, help="(1.0)")
+    generate.add_argument(
+        "--guidance_scale", type=float, default=3.0, help="classifier-free guidance, 1 for none (3.0)"
+    )
+    generate.set_defaults(run=_generate)
+
+    score = commands.add_parser("score", help="what rewards say of clips")
+    score.add_argument("clips", nargs="+", type=Path, help="audio files")
+    score.add_argument("--reward", action="append", required=True, help=_REWARD_HELP)
+    score.add_argument("--prompt", required=True, help="what the clips were asked to be")
+    score.set_defaults(run=_score)
+
+    importer = commands.add_parser("import", help="preferences or votes from elsewhere")
+    importer.add_argument(
+        "kind", choices=["folder", "battles"], help="own clips with scores or pairs; a vote table (CSV)"
+    )
+    importer.add_argument("source", type=Path, help="folder with clips.jsonl, clips.csv or pairs.csv; CSV of votes")
+    importer.add_argument("--out", type=Path, required=True, help="folder to write")
+    importer.add_argument("--score_column", help="column of clips.jsonl or clips.csv to compare clips by")
+    importer.add_argument("--min_gap", type=float, default=0.0, help="scores closer than this are a tie (0)")
+    importer.set_defaults(run=_import)
+
+    convert = commands.add_parser("convert-codec", help="weights of the encodec package to transformers' EncodecModel")
+    convert.add_argument("weights", type=Path, help="safetensors file with the state dict of an encodec.EncodecModel")
+    convert.add_argument("config", help="JSON file of an EncodecConfig, or the name of a codec of the same shape")
+    convert.add_argument("output", type=Path, help="folder to write")
+    convert.set_defaults(run=_convert_codec)
+
+    push = commands.add_parser("push", help="publish a model or a preference data set on the Hub, with its card")
+    push.add_argument("path", type=Path, help="folder of a generator, adapter, reward or preference data set")
+    push.add_argument("repo_id", help="organisation/name")
+    push.add_argument("--private", action="store_true", help="visible to you alone")
+    push.add_argument("--revision", help="branch to push to (the main one)")
+    push.add_argument("--license", help="as the Hub spells it, where neither result.json nor the base model gives one")
+    push.add_argument("--base_model", help="Hub id of what the model was made from, where result.json does not say")
+    push.set_defaults(run=_push)
+
+    for name, (_, _, _, summary) in JOBS.items():
+        job = commands.add_parser(name, help=summary, description=summary, add_help=False)
+        job.add_argument("-h", "--help", action="store_true", dest="show_fields")
+        if name == "align":
+            job.add_argument("--recipe", default="tiny", help="bundled recipe or YAML file")
+        else:
+            job.add_argument("--config", type=Path, help="flat YAML file; every field also goes as --field value")
+    return parser
+
+
+_REWARD_HELP = (
+    'adherence[:MODEL], quality[:MODEL], preference:MODEL or module:function, each with "weight*" before it if wanted; '
+    "give --reward several times to see several"
+)
+
+
+def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
+    module_name, config_name, function_name, summary = JOBS[arguments.command]
+    module = import_module(f".{module_name}", __package__)
+    config_class = getattr(module, config_name)
+    source = "--recipe" if arguments.command == "align" else "--config"
+    if arguments.show_fields:
+        print(f"musicrl {arguments.command} [{source} FILE] [--field value ...]: {summary}\n")
+        print(describe_fields(config_class))
+        return
+    path = module.recipe_file(arguments.recipe) if arguments.command == "align" else arguments.config
+    result = getattr(module, function_name)(load_config(config_class, path, _fields_only(words, source)))
+    print(f"Wrote {result}")
+
+
+def _fields_only(words: list[str], source: str) -> list[str]:
+    """The words behind the command, less the configuration file and --traceback, which are no fields."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == source:
+            skip = True
+        elif not word.startswith(f"{source}=") and word != "--traceback":
+            kept.append(word)
+    return kept
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from .audio import write_audio
+    from .generator import load_generator
+
+    if arguments.number < 1:
+        raise ValueError(f"`number` must be at least 1, got {arguments.number}.")
+    output: Path = arguments.output
+    if output.suffix.lower() not in (".wav", ".flac"):
+        raise ValueError(f"`output` must end in .wav or .flac, got {str(output)!r}.")
+    model = load_generator(arguments.model)
+    clips = model.sample(
+        [arguments.prompt] * arguments.number,
+        duration_s=arguments.duration,
+        temperature=arguments.temperature,
+        guidance_scale=arguments.guidance_scale,
+        seed=arguments.seed,
+    )
+    for i, audio in enumerate(clips.audio):
+        path = output if arguments.number == 1 else output.with_stem(f"{output.stem}_{i + 1}")
+        write_audio(path, audio, clips.sampling_rate)
+        print(f"Wrote {path}")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from .rewards.scoring import score_clips
+
+    print(score_clips(arguments.reward, arguments.prompt, arguments.clips))
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from .preferences import importers
+
+    if arguments.kind == "battles":
+        result = importers.import_battles(arguments.source, arguments.out)
+    else:
+        result = importers.import_folder(
+            arguments.source, arguments.out, score_column=arguments.score_column, min_gap=arguments.min_gap
+        )
+    print(f"Wrote {result}")
+
+
+def _convert_codec(arguments: argparse.Namespace) -> None:
+    from .codec import convert_encodec_checkpoint
+
+    print(f"Wrote {convert_encodec_checkpoint(arguments.weights, arguments.config, arguments.output)}")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from .hub import push
+
+    address = push(
+        arguments.path,
+        arguments.repo_id,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        license=arguments.license,
+        base_model=arguments.base_model,
+    )
+    print(f"Pushed to {address}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_generator
+
+from musicrl_hf.audio import read_audio, write_audio
+from musicrl_hf.cli import JOBS, main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    tiny_generator().save_pretrained(folder)
+    return str(folder)
+
+
+def loudness_reward(prompts, audio, sampling_rate):
+    return audio.square().mean((1, 2))
+
+
+def test_generate_writes_clips(model, tmp_path):
+    single = ["generate", "slow piano", "--model", model, "--duration", "0.5", "--seed", "3"]
+    assert main([*single, "-o", str(tmp_path / "a.wav")]) == 0
+    assert main([*single, "-o", str(tmp_path / "b.wav")]) == 0
+    audio, rate = read_audio(tmp_path / "a.wav")
+    assert (rate, audio.shape) == (400, (1, 200))
+    assert torch.equal(audio, read_audio(tmp_path / "b.wav")[0])
+    assert main([*single, "-n", "2", "-o", str(tmp_path / "many.flac")]) == 0
+    assert {path.name for path in tmp_path.glob("many*")} == {"many_1.flac", "many_2.flac"}
+
+
+def test_score_prints_each_reward_and_the_users_own_function(model, tmp_path, capsys, monkeypatch):
+    write_audio(tmp_path / "loud.wav", torch.full((1, 400), 0.5), 400)
+    write_audio(tmp_path / "soft.wav", torch.full((1, 400), 0.1), 400)
+    monkeypatch.chdir(Path(__file__).parent)
+    clips = [str(tmp_path / "loud.wav"), str(tmp_path / "soft.wav")]
+    assert main(["score", "--reward", "test_cli:loudness_reward", "--prompt", "piano", *clips]) == 0
+    printed = capsys.readouterr().out
+    assert "loud.wav" in printed
+    assert "0.25" in printed  # 0.5 squared
+    assert "0.01" in printed  # 0.1 squared
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_explains_its_fields(job, capsys):
+    assert main([job, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--output_dir" in printed or "--out" in printed
+    assert "required" in printed
+    described = [line for line in printed.splitlines() if line.startswith("  --")]
+    assert described
+    assert all(len(line.split("  ")) > 2 for line in described), "a field without help"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["generate", "piano", "--model", "musicrl-huge"], "musicrl-huge.*musicrl-tiny"),
+        (["generate", "piano", "--duration", "31"], r"`duration_s` must be in \(0, 30\]"),
+        (["generate", "piano", "-o", "clip.mp4"], "`output` must end in .wav or .flac"),
+        (["generate", "piano", "-n", "0"], "`number` must be at least 1"),
+        (["dpo", "--preferences", "p", "--output_dir", "o", "--betta", "1"], "`betta`.*did you mean `beta`"),
+        (["ppo", "--config", "missing.yaml"], "there is no file missing.yaml"),
+        (["align", "--recipe", "huge"], "`recipe` = 'huge' is neither a bundled recipe"),
+        (["score", "--reward", "beauty", "--prompt", "p", "clip.wav"], "beauty"),
+        (["import", "folder", "nowhere", "--out", "o"], "nowhere"),
+        (["push", "nowhere", "me/model"], "nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(words, complaint, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "--model" not in words and words[0] == "generate":
+        words = [*words, "--model", model]
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    error = printed.strip().splitlines()[-1]  # what stands before it is the progress of loading
+    assert error.startswith("musicrl: error: ")
+    assert "Traceback" not in printed
+    assert re.search(complaint, error), error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_torchaudio_is_one_clear_line(tmp_path):
+    """As PyPI's torchaudio beside a CPU-only torch: it cannot load its library."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text(
+        "raise OSError('libcudart.so.13: cannot open shared object')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "musicrl_hf.cli", "generate", "piano"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "libcudart.so.13" in run.stderr
+    assert "fresh environment" in run.stderr
+    code = "import musicrl_hf\ntry:\n    musicrl_hf.load_generator\nexcept ImportError as error:\n    print(error)"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "do not fit together" in run.stdout
