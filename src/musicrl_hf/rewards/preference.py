@@ -206,7 +206,7 @@ class PreferenceModel(PreTrainedModel):
         generator.check_codes(codes)
         text_states = generator.encode_text(input_ids, attention_mask)
         if not self.config.use_text:  # the null condition of classifier-free guidance
-            text_states, attention_mask = torch.zeros_like(text_states), torch.zeros_like(attention_mask)
+            text_states, attention_mask = text_states * 0, torch.zeros_like(attention_mask)
         hidden, delayed = generator.decoder_hidden(codes, text_states, attention_mask)
         holds_code = (delayed != generator.config.pad_code).any(1)  # [B, S]
         weights = holds_code.to(hidden.dtype)[..., None]
@@ -229,12 +229,12 @@ class PreferenceModel(PreTrainedModel):
     @torch.no_grad()
     def encode_audio(self, audio: Tensor, sampling_rate: int) -> Tensor:
         """Audio [B, C, T] to the codes [B, K, F] that `score_codes` takes: loudness, channels and rate are adapted."""
+        channels = self.config.generator.audio_channels
+        if audio.shape[1] != channels:
+            audio = audio.mean(1, keepdim=True).repeat(1, channels, 1)
         if self.config.loudness_lufs is not None:
             audio = torch.stack([match_loudness(clip, sampling_rate, self.config.loudness_lufs) for clip in audio])
         audio = resample(audio.to(self.device).float(), sampling_rate, self.generator.sampling_rate)
-        channels = self.config.generator.audio_channels
-        if audio.shape[1] != channels:
-            audio = audio.mean(1, keepdim=True).expand(-1, channels, -1)
         return self.generator.encode_audio(audio)
 
     @torch.no_grad()

@@ -1,0 +1,406 @@
+"""Training of the preference reward: Bradley-Terry on TRL's own `RewardTrainer` (section 3.3 of the paper).
+
+TRL's trainer knows token sequences. A generator backbone shows it one by being seen flat (`flat.py`): the prompt's ids,
+then the clip's. A CLAP backbone is frozen, so its vectors are computed once, and a sequence is the one number of a row of
+that table. Loss, optimisation, checkpoints and resuming are TRL's and transformers' in both cases.
+"""
+
+import copy
+import json
+import math
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig
+from scipy.stats import binom
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import set_seed
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_utils import get_last_checkpoint
+from trl import RewardConfig, RewardTrainer
+
+from ..audio import read_audio
+from ..flat import FlatTokenizer, flatten_codes, split_flat
+from ..generator import load_generator
+from ..preferences.codes import clip_hash
+from ..preferences.schema import DECIDED, decided_pairs, load_preferences, split_by_generator, split_by_prompt
+from ..rewards.clap import load_clap
+from ..rewards.preference import BACKBONES, PreferenceModel
+from ..rewards.windows import WINDOW_S
+from .callbacks import MetricsWriter
+
+DEFAULT_MODELS = {"generator": "musicrl-tiny", "clap": "musicrl-tiny-adherence"}
+DEFAULT_LEARNING_RATES = {"generator": 1e-4, "clap": 1e-3}
+LORA_TARGETS = r"generator\.decoder\.model\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+
+
+def _option(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class RewardJob:
+    """One run of preference-reward training, as a flat YAML file or command line describes it."""
+
+    preferences: str = field(metadata={"help": "preferences: a folder or a Hub id"})
+    output_dir: str = field(metadata={"help": "folder for the model, result.json, metrics.jsonl and checkpoints"})
+    backbone: str = _option("generator", "generator: its decoder, fine-tuned; clap: a head on frozen CLAP vectors")
+    model: str | None = _option(
+        None, "generator or CLAP model to start from: bundled name, folder or Hub id; empty for the bundled one"
+    )
+    from_scratch: bool = _option(False, "backbone generator: random decoder weights (the paper's ablation)")
+    use_text: bool = _option(True, "False scores the sound alone (the paper's ablation)")
+    pooling: str = _option("statistics", "backbone clap: statistics or embedding")
+    head_size: int = _option(64, "backbone clap: hidden units of the head")
+    head_dropout: float = _option(0.1, "backbone clap: dropout of the head, in [0, 1)")
+    crop_s: float = _option(WINDOW_S, "seconds of each clip, from its start, that are trained and tested on")
+    ties: str = _option("drop", "drop: leave ties out; half: count them as half a choice for either side")
+    min_seconds: float | None = _option(None, "leave out rows whose listener heard less of a clip, in seconds")
+    test_share: float = _option(0.1, "share of the prompts that is held out")
+    held_out_models: list[str] = _option(
+        [], "generators that only held-out pairs may hold; empty splits by prompt only"
+    )
+    learning_rate: float | None = _option(None, "peak learning rate; empty for 1e-4 (generator) or 1e-3 (clap)")
+    lr_scheduler_type: str = _option("linear", "schedule of the learning rate")
+    warmup_steps: int = _option(0, "optimiser steps of linear warm-up")
+    weight_decay: float = _option(0.0, "of AdamW")
+    max_steps: int = _option(300, "optimiser steps (the paper: 10,000 for 300,000 pairs)")
+    per_device_train_batch_size: int = _option(32, "pairs in one forward pass on each process (the paper: 32 in all)")
+    gradient_accumulation_steps: int = _option(1, "forward passes in one optimiser step")
+    per_device_eval_batch_size: int = _option(32, "pairs scored at once after training")
+    center_rewards_coefficient: float | None = _option(None, "TRL's penalty on the mean reward; empty for none")
+    lora_r: int = _option(
+        0, "backbone generator: rank of a LoRA adapter, merged at the end; 0 trains the whole decoder"
+    )
+    lora_alpha: int = _option(16, "scale of the adapter, times 1 / lora_r")
+    seed: int = _option(42, "of the split, the head and the order of the pairs")
+    logging_steps: int = _option(10, "optimiser steps between two lines of metrics")
+    save_steps: int = _option(0, "optimiser steps between two checkpoints; 0 for none")
+    save_total_limit: int | None = _option(2, "checkpoints that are kept")
+    bf16: bool = _option(False, "train in bfloat16 where the device can")
+    report_to: str = _option("none", "none, tensorboard, wandb or trackio")
+    resume_from_checkpoint: str | None = _option(None, 'folder of a checkpoint, or "last" for the newest in output_dir')
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"`backbone` must be one of {', '.join(BACKBONES)}, got {self.backbone!r}.")
+        if self.ties not in ("drop", "half"):
+            raise ValueError(f"`ties` must be 'drop' or 'half', got {self.ties!r}.")
+        if self.backbone == "clap" and (self.lora_r or self.from_scratch):
+            raise ValueError(
+                f"`backbone` = 'clap' is frozen and only its head is trained: `lora_r` = {self.lora_r} and "
+                f"`from_scratch` = {self.from_scratch} are for 'generator'; leave them out."
+            )
+        if self.from_scratch and self.lora_r:
+            raise ValueError("`lora_r` adapts trained weights, and `from_scratch` has none; set one of them only.")
+        for name in ("lora_r", "warmup_steps", "save_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
+        for name in ("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "head_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        if not self.crop_s > 0:
+            raise ValueError(f"`crop_s` must be above 0 seconds, got {self.crop_s!r}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate!r}.")
+
+    def trainer_config(self) -> RewardConfig:
+        """TRL's arguments for this job."""
+        alike = {
+            name: getattr(self, name)
+            for name in (
+                *("output_dir", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_steps", "seed", "bf16"),
+                *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
+                *("center_rewards_coefficient", "logging_steps", "save_total_limit", "report_to"),
+            )
+        }
+        return RewardConfig(
+            **alike,
+            learning_rate=self.learning_rate or DEFAULT_LEARNING_RATES[self.backbone],
+            save_strategy="steps" if self.save_steps else "no",
+            save_steps=self.save_steps or self.max_steps,
+            max_length=None,  # TRL would leave out every clip of more than 1024 ids
+            gradient_checkpointing=False,
+            disable_dropout=self.backbone == "generator",
+            ddp_find_unused_parameters=False,
+        )
+
+
+class FlatPreferenceModel(PreferenceModel):
+    """A preference model on a generator, seen as a sequence classifier over flat ids; the weights are the same."""
+
+    main_input_name = "input_ids"
+
+    @classmethod
+    def from_model(cls, model: PreferenceModel) -> "FlatPreferenceModel":
+        """Nothing is copied: training this trains `model`."""
+        flat = copy.copy(model)
+        flat.__class__ = cls
+        return flat  # type: ignore[return-value]
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Logits [B, 1] of sequences [B, L]: a prompt's flat ids, then a whole clip's."""
+        batch = split_flat(input_ids, attention_mask, self.config.generator)
+        scores = self.score_codes(batch.codes, batch.text_ids, batch.text_mask)
+        return SequenceClassifierOutput(logits=scores[:, None])
+
+
+class TabledPreferenceModel(PreferenceModel):
+    """A preference model on CLAP, seen as a sequence classifier over row numbers of a table of its features."""
+
+    main_input_name = "input_ids"
+    table: Tensor
+
+    @classmethod
+    def from_model(cls, model: PreferenceModel, table: Tensor) -> "TabledPreferenceModel":
+        """Nothing is copied: training this trains `model`. `table` holds features [N, D]."""
+        tabled = copy.copy(model)
+        tabled.__class__ = cls
+        tabled.table = table
+        return tabled  # type: ignore[return-value]
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Logits [B, 1] of row numbers [B, 1]."""
+        features = self.table[input_ids[:, 0].to(self.table.device)].to(input_ids.device)
+        return SequenceClassifierOutput(logits=self.head(features)[:, None])
+
+
+class MusicRewardTrainer(RewardTrainer):
+    """TRL's `RewardTrainer` as it is, without its model card, which describes a language model."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Cards are written when a model is pushed."""
+
+
+def bradley_terry_pairs(ds: Dataset, ids: list[tuple[list[int], list[int]]], ties: str) -> Dataset:
+    """The pairs that TRL trains on.
+
+    Its loss is -log sigmoid(chosen - rejected) for each pair. A tie counted half is -0.5 log sigmoid(a - b) - 0.5 log
+    sigmoid(b - a): with `ties` = "half" a tie stands here in both orders, and each decided pair twice.
+
+    Args:
+        ds: preference rows.
+        ids: sequences of the chosen and the rejected clip of each row.
+        ties: "drop" or "half".
+    """
+    rows = []
+    for label, (chosen, rejected) in zip(ds["preference"], ids, strict=True):
+        if label in DECIDED:
+            rows += [(chosen, rejected)] * (2 if ties == "half" else 1)
+        elif ties == "half":
+            rows += [(chosen, rejected), (rejected, chosen)]
+    return Dataset.from_dict({"chosen_ids": [row[0] for row in rows], "rejected_ids": [row[1] for row in rows]})
+
+
+def split_preferences(ds: Dataset, job: RewardJob) -> DatasetDict:
+    """Train and held-out rows that share no prompt; with `held_out_models`, none of them in training and one a test row.
+
+    Raises:
+        ValueError: where one of the sides stays empty.
+    """
+    by_prompt = split_by_prompt(ds, job.test_share, job.seed)
+    if not job.held_out_models:
+        return by_prompt
+    sides = {side: split_by_generator(by_prompt[side], job.held_out_models)[side] for side in ("train", "test")}
+    return DatasetDict(sides)
+
+
+def build_model(job: RewardJob) -> PreferenceModel:
+    """The untrained preference model of a job."""
+    name = job.model or DEFAULT_MODELS[job.backbone]
+    if job.backbone == "clap":
+        return PreferenceModel.from_clap(
+            *load_clap(name),
+            use_text=job.use_text,
+            pooling=job.pooling,
+            head_size=job.head_size,
+            head_dropout=job.head_dropout,
+        )
+    model = PreferenceModel.from_generator(load_generator(name), from_scratch=job.from_scratch, use_text=job.use_text)
+    model.generator.disable_dropout()  # TRL turns modules' dropout off; the decoder's is no module
+    return model
+
+
+class ClipSequences:
+    """Clips of preference rows as the sequences of ids that the trainer sees; each clip is encoded once.
+
+    Args:
+        model: whose codes or features they are.
+        crop_s: seconds from the start of each clip.
+
+    Attributes:
+        table: features [N, D] of a CLAP backbone so far.
+    """
+
+    def __init__(self, model: PreferenceModel, crop_s: float):
+        self.model = model
+        self.crop_s = crop_s
+        self._features: list[Tensor] = []
+        self._known: dict[tuple[str, str], list[int]] = {}
+
+    @property
+    def table(self) -> Tensor:
+        return torch.cat(self._features)
+
+    def of_rows(self, ds: Dataset) -> list[tuple[list[int], list[int]]]:
+        """Sequences of the chosen and the rejected clip of each row."""
+        rows = tqdm(ds, desc="encoding clips", unit="pair", leave=False)
+        return [
+            (
+                self._sequence(row["prompt"], row["chosen"]["bytes"]),
+                self._sequence(row["prompt"], row["rejected"]["bytes"]),
+            )
+            for row in rows
+        ]
+
+    def _sequence(self, prompt: str, clip: bytes) -> list[int]:
+        key = (prompt, clip_hash(clip))
+        if key not in self._known:
+            audio, rate = read_audio(clip)
+            audio = audio[None, :, : math.ceil(self.crop_s * rate)]
+            self._known[key] = self._encode(prompt, audio, rate)
+        return self._known[key]
+
+    def _encode(self, prompt: str, audio: Tensor, sampling_rate: int) -> list[int]:
+        if self.model.config.backbone == "clap":
+            self._features.append(self.model.features([prompt], audio, sampling_rate).cpu())
+            return [len(self._features) - 1]
+        config = self.model.config.generator
+        codes = self.model.encode_audio(audio, sampling_rate)
+        text = FlatTokenizer.for_generator(self.model.generator)(prompt)["input_ids"]
+        return text + flatten_codes(codes, config.codebook_size, config.audio_channels)[0].tolist()
+
+
+@torch.no_grad()
+def held_out_margins(trainer: RewardTrainer, pairs: Dataset) -> Tensor:
+    """Score of the chosen minus that of the rejected clip, [N], for pairs of sequences."""
+    trainer.model.eval()
+    batches = torch.utils.data.DataLoader(
+        pairs.to_list(), batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
+    )
+    margins = []
+    for batch in batches:
+        logits = trainer.model(**{name: tensor.to(trainer.args.device) for name, tensor in batch.items()}).logits
+        chosen, rejected = logits[:, 0].float().cpu().chunk(2)
+        margins.append(chosen - rejected)
+    return torch.cat(margins)
+
+
+def accuracy_report(margins: Tensor, pairs_of_models: list[tuple[str, str]]) -> dict[str, Any]:
+    """How often the chosen clip scores higher; equal scores count half.
+
+    Returns:
+        `accuracy`, `n_pairs`, `chance_interval` (where 95 % of coin tossers end up with so many pairs), `log_loss` in
+        nats (ln 2 is chance), and `by_models` with accuracy and number for each two generators that met.
+    """
+
+    def share(values: Tensor) -> float:
+        return ((values > 0).float() + 0.5 * (values == 0).float()).mean().item()
+
+    meetings: dict[str, list[int]] = {}
+    for number, models in enumerate(pairs_of_models):
+        meetings.setdefault(" / ".join(sorted(models)), []).append(number)
+    count = len(margins)
+    low, high = binom.interval(0.95, count, 0.5)
+    return {
+        "accuracy": share(margins),
+        "n_pairs": count,
+        "chance_interval": [low / count, high / count],
+        "log_loss": -torch.nn.functional.logsigmoid(margins).mean().item(),
+        "by_models": {
+            name: {"accuracy": share(margins[rows]), "n_pairs": len(rows)} for name, rows in sorted(meetings.items())
+        },
+    }
+
+
+def run_reward(job: RewardJob) -> Path:
+    """Train a preference reward and test it on prompts that it never saw; works alike under `accelerate launch`.
+
+    Returns:
+        `output_dir`: the model folder (for "preference:DIR"), result.json, metrics.jsonl and checkpoints.
+
+    Raises:
+        ValueError: preferences without decided pairs, or a side of the split that stays empty.
+        FileNotFoundError: no such preferences, or no checkpoint to resume from.
+    """
+    args = job.trainer_config()
+    set_seed(job.seed)
+    split = split_preferences(load_preferences(job.preferences), job)
+    decided, counts = {}, {}
+    for side, rows in split.items():
+        decided[side], counts[side] = decided_pairs(rows, job.min_seconds)
+
+    model = build_model(job).to(args.device)
+    clips = ClipSequences(model, job.crop_s)
+    train_rows = decided["train"] if job.ties == "drop" else split["train"]
+    train = bradley_terry_pairs(train_rows, clips.of_rows(train_rows), job.ties)
+    fitted = len(clips.table) if job.backbone == "clap" else 0
+    test = bradley_terry_pairs(decided["test"], clips.of_rows(decided["test"]), "drop")
+    if job.backbone == "clap":
+        model.head.fit(clips.table[:fitted].to(args.device))  # standardised by what the training side holds
+        view: PreferenceModel = TabledPreferenceModel.from_model(model, clips.table)
+        tokenizer = model.tokenizer
+    else:
+        view = FlatPreferenceModel.from_model(model)
+        tokenizer = FlatTokenizer.for_generator(model.generator)
+
+    trainer = MusicRewardTrainer(
+        view,
+        args,
+        train_dataset=train,
+        processing_class=tokenizer,
+        callbacks=[MetricsWriter()],
+        peft_config=_lora(job) if job.lora_r else None,
+    )
+    outcome = trainer.train(resume_from_checkpoint=_checkpoint(job))
+    margins = held_out_margins(trainer, test)
+    if job.lora_r:
+        trainer.model.merge_and_unload()
+    meetings = list(zip(decided["test"]["chosen_model"], decided["test"]["rejected_model"]))
+    result = accuracy_report(margins, meetings) | {
+        "n_train_pairs": counts["train"]["kept"],
+        "train_loss": outcome.training_loss,
+        "ties": job.ties,
+        "rows": counts,
+        "job": asdict(job),
+    }
+    if trainer.is_world_process_zero():
+        _save(model, result, Path(job.output_dir))
+    trainer.accelerator.wait_for_everyone()
+    return Path(job.output_dir)
+
+
+def _lora(job: RewardJob) -> LoraConfig:
+    return LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=LORA_TARGETS, modules_to_save=["score"])
+
+
+def _checkpoint(job: RewardJob) -> str | None:
+    if job.resume_from_checkpoint != "last":
+        return job.resume_from_checkpoint
+    newest = get_last_checkpoint(job.output_dir) if Path(job.output_dir).is_dir() else None
+    if newest is None:
+        raise FileNotFoundError(
+            f"`resume_from_checkpoint` = 'last', but {job.output_dir} holds no checkpoint; leave it empty to start anew."
+        )
+    return newest
+
+
+def _save(model: PreferenceModel, result: dict[str, Any], folder: Path) -> None:
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # the trainer's, of the flat vocabulary
+        setattr(model.config, name, None)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # each file appears whole, beside checkpoints and metrics
+        model.save_pretrained(scratch)
+        (Path(scratch) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        for path in Path(scratch).iterdir():
+            path.replace(folder / path.name)
