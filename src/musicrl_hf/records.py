@@ -24,7 +24,7 @@ class Record:
         datasets: Hub ids of the preferences.
         training_data: sentences about everything else that was learned from, with its licence.
         license: of the weights, as the Hub spells it.
-        metrics: name -> number or text; nested mappings are flattened.
+        metrics: name -> number, text or a mapping of more of them.
         config: every setting of the run.
         limits: sentences, added to those that hold for every model of the kind.
         command, date, hardware, seconds: how, when, on what and how long it was trained or measured.
@@ -43,9 +43,15 @@ class Record:
     hardware: str | None = None
     seconds: float | None = None
 
-    def __post_init__(self) -> None:
-        self.metrics = dict(_flatten(self.metrics))
-        self.config = dict(_flatten(self.config))
+    @property
+    def metric_rows(self) -> dict[str, str]:
+        """`metrics` as a card shows them: flat, numbers to four digits."""
+        return dict(_flatten(self.metrics))
+
+    @property
+    def config_rows(self) -> dict[str, str]:
+        """`config` as a card shows it."""
+        return dict(_flatten(self.config))
 
     @property
     def provenance(self) -> str:
@@ -125,14 +131,17 @@ def public_record(folder: str | Path) -> bytes:
     return (json.dumps(cleaned(content), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in values.items():
+        name = prefix + key
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}, ")
+            yield from _flatten(value, f"{name}, ")
         elif isinstance(value, float):
-            yield f"{prefix}{name}", f"{value:.4g}"
+            yield name, f"{value:.4g}"
+        elif isinstance(value, list):
+            yield name, ", ".join(str(part) for part in value)
         else:
-            yield f"{prefix}{name}", _without_folders(value) if isinstance(value, str) else value
+            yield name, _without_folders(str(value))
 
 
 def _without_folders(text: str) -> str:

@@ -1,0 +1,91 @@
+"""Write the cards of the bundled models from what the recipes measured.
+
+    python model_cards/build.py
+
+For each bundled model this leaves `result.json` beside the weights, from `recipes/results/*.json`, and the card in this
+folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test compares.
+"""
+
+import json
+from pathlib import Path
+
+from musicrl_hf.audio import atomic_path
+from musicrl_hf.bundled import BUNDLED, CHECKPOINTS
+from musicrl_hf.cards import check_card, model_card
+from musicrl_hf.records import Record, write_record
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "recipes" / "results"
+STAGES = {  # what was measured for each model, in this order
+    "musicrl-tiny": ["codec", "generator"],
+    "musicrl-tiny-adherence": ["adherence"],
+    "musicrl-tiny-quality": ["quality"],
+}
+NOT_MEASURED = ("command", "date", "hardware", "versions", "log", "bytes")
+DATA = (
+    "{clips:,} clips of 10 s ({hours:g} h), 16 kHz mono, rendered for this purpose from {tunes:,} folk tunes of three printed "
+    "collections in the public domain (O'Neill's Music of Ireland, Ryan's Mammoth Collection, Aird's Airs; split into "
+    "training, validation and test by tune) with the sound font FluidR3Mono_GM (MIT). The captions were written by rules from "
+    "each tune's metre, mode and tempo and from the instruments; a mood word such as \"nostalgic\" is a rule, not a listener's "
+    "judgement. No recording of a person, no licensed music. ATTRIBUTION.md of the project names who encoded the tunes."
+)
+LIMITS = {
+    "musicrl-tiny": [
+        "Made to try the whole loop on a laptop and to test it, not to listen to for pleasure: it knows folk melodies on "
+        "sixteen General MIDI instruments and nothing else, neither singing nor any other style.",
+        "16 kHz mono through a small codec: expect noise and dull treble.",
+    ],
+    "musicrl-tiny-adherence": [
+        "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
+    ],
+    "musicrl-tiny-quality": [
+        "Its ratings were computed from artefacts added to rendered clips. No person rated anything: it knows noise, "
+        "clipping and the codec's own faults, not taste.",
+    ],
+}
+
+
+def record(name: str) -> Record:
+    """What a bundled model's `result.json` says.
+
+    Raises:
+        FileNotFoundError: a recipe has not been run.
+    """
+    corpus, clips = _results("corpus"), _results("render")["train"]
+    stages = [_results(stage) for stage in STAGES[name]]
+    measured = {
+        stage: {key: value for key, value in results.items() if key not in NOT_MEASURED}
+        for stage, results in zip(STAGES[name], stages, strict=True)
+    }
+    last = stages[-1]
+    return Record(
+        method="from scratch",
+        training_data=DATA.format(clips=clips["clips"], hours=clips["hours"], tunes=corpus["tunes"]),
+        license="apache-2.0",
+        metrics=measured if len(measured) > 1 else measured[STAGES[name][0]],
+        limits=LIMITS[name],
+        command=last["command"],
+        date=last["date"],
+        hardware=last["hardware"],
+    )
+
+
+def _results(stage: str) -> dict:
+    path = RESULTS / f"{stage}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run recipes/{stage}.py first.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    for name in BUNDLED:
+        write_record(CHECKPOINTS / name, record(name))
+        card = model_card(CHECKPOINTS / name, name)
+        check_card(card)
+        with atomic_path(HERE / f"{name}.md") as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        print(f"Wrote {HERE / name}.md")
+
+
+if __name__ == "__main__":
+    main()
