@@ -5,8 +5,9 @@ without a majority vote. The paper gives no intervals; here they come from a boo
 one prompt are not independent of each other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,6 @@ class WinRate:
     win_rate: float
     low: float
     high: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, with null for NaN."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,11 @@ class Strength:
     low: float
     high: float
     resamples: int
+
+
+def as_json(entry: WinRate | MeanScore | Strength) -> dict[str, Any]:
+    """The fields of an entry, with null for NaN, which JSON does not have."""
+    return {name: None if value != value else value for name, value in asdict(entry).items()}
 
 
 def models_of(votes: Iterable[Vote]) -> list[str]:
@@ -150,24 +152,49 @@ def wilcoxon_signed_rank(ratings: Sequence[Rating], model_a: str, model_b: str) 
     return float(wilcoxon(difference).pvalue), len(shared)
 
 
+def mean_with_interval(
+    model: str, values: Sequence[tuple[str, float]], n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> MeanScore:
+    """Mean of (prompt, value) pairs with a 95 % percentile interval from resampled prompts."""
+    sums: dict[str, list[float]] = {}
+    for prompt, value in values:
+        entry = sums.setdefault(prompt, [0.0, 0.0])
+        entry[0] += value
+        entry[1] += 1
+    if not sums:
+        raise ValueError(f"values of {model!r} is empty: nothing to average")
+    table = np.array(list(sums.values()))
+    resampled = _resample_counts(len(table), n_bootstrap, seed) @ table
+    low, high = _interval(resampled[:, 0] / resampled[:, 1])
+    total, count = table.sum(axis=0)
+    return MeanScore(model, float(total / count), low, high, int(count))
+
+
 def mean_opinion_scores(ratings: Sequence[Rating], n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> list[MeanScore]:
     """Mean opinion score of each model over all its ratings, with a 95 % interval over prompts, best first."""
     if not ratings:
         raise ValueError("ratings is empty: nothing to average")
-    scores = []
-    for model in sorted({rating.model for rating in ratings}):
-        sums: dict[str, list[float]] = {}
-        for rating in ratings:
-            if rating.model == model:
-                entry = sums.setdefault(rating.prompt, [0.0, 0.0])
-                entry[0] += rating.score
-                entry[1] += 1
-        table = np.array(list(sums.values()))
-        resampled = _resample_counts(len(table), n_bootstrap, seed) @ table
-        low, high = _interval(resampled[:, 0] / resampled[:, 1])
-        total, count = table.sum(axis=0)
-        scores.append(MeanScore(model, float(total / count), low, high, int(count)))
+    by_model: dict[str, list[tuple[str, float]]] = {}
+    for rating in ratings:
+        by_model.setdefault(rating.model, []).append((rating.prompt, rating.score))
+    scores = [mean_with_interval(model, values, n_bootstrap, seed) for model, values in by_model.items()]
     return sorted(scores, key=lambda score: (-score.mean, score.model))
+
+
+def votes_from_scores(scores: Mapping[str, Sequence[tuple[str, str, float]]]) -> list[Vote]:
+    """Side by side comparisons from scores: for each prompt and listener the higher of two models' scores wins.
+
+    Args:
+        scores: model -> (prompt, listener, score) of its clips.
+    """
+    tables = {model: {(prompt, who): score for prompt, who, score in rows} for model, rows in scores.items()}
+    votes = []
+    for a, b in combinations(tables, 2):
+        for key, score in tables[a].items():
+            if key in tables[b]:
+                gap = score - tables[b][key]
+                votes.append(Vote(key[0], a, b, "tie" if gap == 0 else "a" if gap > 0 else "b", key[1]))
+    return votes
 
 
 def can_be_ranked(votes: Sequence[Vote]) -> bool:

@@ -226,6 +226,21 @@ def normalise_prompt(prompt: str) -> str:
     return " ".join(words.split()) or prompt.strip()
 
 
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts from a text file, one a line; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no prompt.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`prompts`: there is no file {path}; give a text file with one prompt a line.")
+    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
+    return prompts
+
+
 def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> DatasetDict:
     """Split so that no prompt, however spelled, is in both `train` and `test`.
 

@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..audio import atomic_path
+from ..preferences.schema import read_prompts as read_prompts
 from .callbacks import MetricsWriter
 from .ppo_policy import LORA_TARGETS
 
@@ -138,18 +139,3 @@ def _device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts from a text file, one a line; blank lines are passed over.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no prompt.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`prompts`: there is no file {path}; give a text file with one prompt a line.")
-    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
-    return prompts

@@ -1,0 +1,248 @@
+"""The page of an evaluation: one HTML file that works from a disk, on a phone and with a screen reader."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def render_page(result: Mapping[str, Any], players: Sequence[Row] = ()) -> str:
+    """The page of `results.json`.
+
+    Args:
+        result: what `evaluate_models` or `evaluate_votes` returns.
+        players: for each prompt to play: `prompt`, `clips` (model -> base64 FLAC) and `scores` (model -> name -> number).
+
+    Returns:
+        HTML without external assets. Whatever came from outside (prompts, names) is escaped.
+    """
+    title = "Votes between music generators" if result["kind"] == "votes" else "Music generators, side by side"
+    body = [
+        _summary(result),
+        _section("Who is preferred", _matrix(result) + _pairs(result)) if result["win_rates"] else "",
+        _section("Mean opinion score", _mos(result)) if "mos" in result else "",
+        _section("Win rate against all others", _overall(result)) if "overall" in result else "",
+        _section("Ranking", _ranking(result)),
+        _section("Listen", _players(players)) if players else "",
+        _section("Rewards", _rewards(result)) if result.get("rewards") else "",
+        _section("Objective metrics", _metrics(result)) if "metrics" in result else "",
+        _section("How to read this page", _notes(result)),
+    ]
+    page = Template((files(__package__) / "page.html").read_text(encoding="utf-8"))
+    return page.substitute(title=escape(title), body="\n".join(part for part in body if part))
+
+
+def _section(title: str, content: str) -> str:
+    name = title.lower().replace(" ", "-")
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{content}</section>'
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    if result["kind"] == "votes":
+        text = f"{_count(result['votes'], 'vote')} on {_count(result['prompts'], 'prompt')} between "
+        return f'<p class="lede">{text}{len(result["models"])} systems.</p>'
+    raters = result["raters"]
+    text = (
+        f"{_count(len(result['models']), 'generator')} on the same {_count(result['prompts'], 'prompt')}, "
+        f"{result['settings']['duration_s']:g} s a clip, {_count(raters['per_clip'], 'rating')} a clip."
+    )
+    warning = ""
+    if raters["simulated"]:
+        warning = (
+            f'<p class="notice"><strong>The {raters["listeners"]} listeners are simulated</strong> '
+            f"({escape(raters['simulated'])}): rules on the waveform and the prompt, not people. The page shows whether "
+            "their taste was learned; it does not show what people would prefer.</p>"
+        )
+    return f'<p class="lede">{text}</p>{warning}'
+
+
+def _matrix(result: Mapping[str, Any]) -> str:
+    rates = {(rate["model"], rate["against"]): rate for rate in result["win_rates"]}
+    models = result["models"]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in models)
+    rows = []
+    for model in models:
+        cells = "".join(_matrix_cell(rates.get((model, other))) for other in models)
+        rows.append(f'<tr><th scope="row">{escape(model)}</th>{cells}</tr>')
+    caption = "Share of decided comparisons that the model of the row wins against the model of the column, with its 95 % interval"
+    return _table(caption, f"<td></td>{head}", rows, "matrix")
+
+
+def _matrix_cell(rate: Row | None) -> str:
+    if rate is None:
+        return '<td class="empty">–</td>'
+    if rate["win_rate"] is None:
+        return f'<td class="empty">only ties<small>{rate["ties"]}</small></td>'
+    side = "win" if rate["win_rate"] >= 0.5 else "loss"
+    strength = round(abs(rate["win_rate"] - 0.5) * 2 * 0.55, 2)
+    return (
+        f'<td class="{side}" style="--strength:{strength}">{_percent(rate["win_rate"])}'
+        f"<small>{_percent_range(rate)}</small></td>"
+    )
+
+
+def _pairs(result: Mapping[str, Any]) -> str:
+    order = {name: i for i, name in enumerate(result["models"])}
+    rows = []
+    for rate in result["win_rates"]:
+        if order[rate["model"]] < order[rate["against"]]:
+            continue  # each pair once: the later model, usually the tuned one, against the earlier
+        total = rate["wins"] + rate["ties"] + rate["losses"]
+        shares = " / ".join(f"{100 * rate[name] / total:.0f}" for name in ("wins", "ties", "losses"))
+        value = "–" if rate["win_rate"] is None else f"{_percent(rate['win_rate'])} ({_percent_range(rate)})"
+        cells = f"<td>{shares}</td><td>{value}</td><td>{total}</td>"
+        if "wilcoxon_p" in rate:
+            cells += f"<td>{_p_value(rate['wilcoxon_p'])}</td>"
+        rows.append(f'<tr><th scope="row">{escape(rate["model"])} – {escape(rate["against"])}</th>{cells}</tr>')
+    head = '<th scope="col">Pair</th><th scope="col">Win / tie / loss %</th><th scope="col">Win rate</th>'
+    head += '<th scope="col">Comparisons</th>'
+    if any("wilcoxon_p" in rate for rate in result["win_rates"]):
+        head += '<th scope="col">Wilcoxon p</th>'
+    table = _table("The first model of each pair against the second", head, rows)
+    if len(rows) <= 10:
+        return table
+    return f"<details><summary>All {len(rows)} pairs</summary>{table}</details>"
+
+
+def _mos(result: Mapping[str, Any]) -> str:
+    rows = [(score["model"], score["mean"], score["low"], score["high"], "") for score in result["mos"]]
+    return _dot_plot("Mean opinion score, 1 (bad) to 5 (excellent), with 95 % intervals", rows, 1, 5, [1, 2, 3, 4, 5])
+
+
+def _overall(result: Mapping[str, Any]) -> str:
+    rows = [
+        (rate["model"], rate["win_rate"], rate["low"], rate["high"], f"{rate['wins']} won, {rate['losses']} lost")
+        for rate in result["overall"]
+        if rate["win_rate"] is not None
+    ]
+    rows = [(name, *(None if v is None else 100 * v for v in values), note) for name, *values, note in rows]
+    return _dot_plot("Wins / (wins + losses) in %, with 95 % intervals", rows, 0, 100, [0, 25, 50, 75, 100], digits=0)
+
+
+def _ranking(result: Mapping[str, Any]) -> str:
+    if result["ranking"] is None:
+        return f"<p>No Bradley-Terry ranking: {escape(result['ranking_note'])}.</p>"
+    rows = [(row["model"], row["strength"], row["low"], row["high"], "") for row in result["ranking"]]
+    values = [value for _, *numbers, _ in rows for value in numbers if value is not None]
+    reach = max(1.0, -(-max(map(abs, values)) // 0.5) * 0.5)
+    ticks = [-reach, -reach / 2, 0, reach / 2, reach]
+    return _dot_plot(
+        "Bradley-Terry strength in log-odds, 0 on average; 1 more means odds of 2.7 to 1", rows, -reach, reach, ticks
+    )
+
+
+def _rewards(result: Mapping[str, Any]) -> str:
+    head = '<th scope="col">Model</th>' + "".join(f'<th scope="col">{escape(name)}</th>' for name in result["rewards"])
+    means = {name: {mean["model"]: mean for mean in entry["means"]} for name, entry in result["rewards"].items()}
+    rows = []
+    for model in result["models"]:
+        cells = "".join(_interval_cell(means[name][model]) for name in means)
+        rows.append(f'<tr><th scope="row">{escape(model)}</th>{cells}</tr>')
+    return _table("Mean reward over the prompts, with its 95 % interval", head, rows)
+
+
+def _metrics(result: Mapping[str, Any]) -> str:
+    names = list(next(iter(result["metrics"].values())))
+    head = '<th scope="col">Metric</th>'
+    head += "".join(f'<th scope="col">{escape(model)}</th>' for model in result["models"])
+    rows = []
+    for name in names:
+        label = f"{escape(name.replace('_', ' '))}<small>{escape(result['metric_notes'][name])}</small>"
+        cells = "".join(_interval_cell(result["metrics"][model][name]) for model in result["models"])
+        rows.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
+    return _table("Means over the prompts, with 95 % intervals", head, rows)
+
+
+def _players(players: Sequence[Row]) -> str:
+    return "".join(_player(number, entry) for number, entry in enumerate(players, 1))
+
+
+def _player(number: int, entry: Row) -> str:
+    figures = []
+    for model, data in entry["clips"].items():
+        scores = ", ".join(f"{escape(name)} {value:.2f}" for name, value in entry["scores"][model].items())
+        label = escape(f"{model}, prompt {number}", quote=True)
+        figures.append(
+            f"<figure><figcaption>{escape(model)}<small>{scores}</small></figcaption>"
+            f'<audio controls preload="metadata" aria-label="{label}" src="data:audio/flac;base64,{data}"></audio></figure>'
+        )
+    return f'<article><h3>{escape(entry["prompt"])}</h3><div class="clips">{"".join(figures)}</div></article>'
+
+
+def _notes(result: Mapping[str, Any]) -> str:
+    notes = [
+        "A win rate is wins / (wins + losses); ties are left out of it and shown beside it.",
+        "Intervals hold 95 % of the values that resampled prompts give.",
+    ]
+    if result["kind"] == "models":
+        notes.append("Raters heard, and this page plays, all clips at the same loudness (-23 LUFS).")
+        notes.append("The Wilcoxon signed rank test compares the prompts' mean ratings.")
+    settings = [*result.get("settings", {}).items(), ("created", result["created_at"])]
+    listed = "".join(f"<li>{note}</li>" for note in notes)
+    facts = "".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in settings)
+    return f"<ul>{listed}</ul><dl>{facts}</dl>"
+
+
+def _dot_plot(
+    caption: str,
+    rows: Iterable[tuple[str, float, float | None, float | None, str]],
+    start: float,
+    end: float,
+    ticks: Sequence[float],
+    digits: int = 2,
+) -> str:
+    """One line a model: a dot for the value and a bar for the interval. Numbers stand beside it as text."""
+
+    def place(value: float) -> str:
+        return f"{100 * min(max((value - start) / (end - start), 0), 1):.2f}%"
+
+    grid = "".join(f'<line class="grid" x1="{place(t)}" x2="{place(t)}" y1="0" y2="100%"/>' for t in ticks)
+    lines = []
+    for name, value, low, high, note in rows:
+        span, text = "", f"{value:.{digits}f}"
+        if low is not None and high is not None:
+            span = f'<line class="span" x1="{place(low)}" x2="{place(high)}" y1="50%" y2="50%"/>'
+            text += f" <small>{low:.{digits}f} to {high:.{digits}f}</small>"
+        lines.append(
+            f'<li><span class="name">{escape(name)}<small>{escape(note)}</small></span>'
+            f'<svg aria-hidden="true" focusable="false">{grid}{span}<circle cx="{place(value)}" cy="50%" r="6"/></svg>'
+            f'<span class="value">{text}</span></li>'
+        )
+    axis = "".join(f'<span style="left:{place(t)}">{t:g}</span>' for t in ticks)
+    return (
+        f'<figure class="plot"><figcaption>{caption}</figcaption><ul>{"".join(lines)}</ul>'
+        f'<div class="axis" aria-hidden="true"><div>{axis}</div></div></figure>'
+    )
+
+
+def _table(caption: str, head: str, rows: Sequence[str], kind: str = "") -> str:
+    # A region that takes focus: a table that is wider than a phone has to scroll by keyboard too.
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table class="{kind}">'
+        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _interval_cell(value: Row | float) -> str:
+    if isinstance(value, float):
+        return f"<td>{value:.3f}</td>"
+    return f"<td>{value['mean']:.3f}<small>{value['low']:.3f} to {value['high']:.3f}</small></td>"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _percent_range(rate: Row) -> str:
+    return f"{100 * rate['low']:.0f}–{100 * rate['high']:.0f}"
+
+
+def _p_value(p: float) -> str:
+    return "&lt; .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

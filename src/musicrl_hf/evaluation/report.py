@@ -1,0 +1,380 @@
+"""Compare generators side by side: sample, rate, count, and write the result as JSON and as a page to look at."""
+
+import base64
+import csv
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..audio import atomic_path, audio_bytes, match_loudness
+from ..generator import MusicRLForConditionalGeneration, load_generator
+from ..preferences.importers import VOTE_COLUMNS, read_votes
+from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
+from ..preferences.schema import Vote, normalise_prompt, read_prompts
+from ..rewards import Reward, check_scores, load_reward
+from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
+from .page import render_page
+from .win_rates import (
+    MeanScore,
+    Rating,
+    WinRate,
+    as_json,
+    bradley_terry,
+    can_be_ranked,
+    mean_opinion_scores,
+    mean_with_interval,
+    models_of,
+    votes_from_scores,
+    wilcoxon_signed_rank,
+    win_rate,
+    win_rate_matrix,
+)
+
+RESULT_FILE = "results.json"
+PAGE_FILE = "index.html"
+_NGRAM = 4
+
+
+class Rater(Protocol):
+    """Whoever rates clips from 1 to 5; `name` identifies them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def rate(self, prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor: ...
+
+
+@dataclass(kw_only=True)
+class EvaluateJob:
+    """What `musicrl evaluate` takes: generators to compare, or a table of votes to count."""
+
+    models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "generators to compare: bundled names, folders or Hub ids; or label=name"},
+    )
+    prompts: str | None = field(default=None, metadata={"help": "text file, one prompt a line"})
+    votes: str | None = field(default=None, metadata={"help": "CSV of votes to count instead of sampling"})
+    out: str = field(metadata={"help": "folder for results.json, index.html, votes.csv and clips/"})
+    rewards: list[str] = field(default_factory=list, metadata={"help": "rewards to score the clips with as well"})
+    listeners: int = field(default=12, metadata={"help": "size of the population of simulated listeners"})
+    raters_per_clip: int = field(default=3, metadata={"help": "listeners who rate each clip; the paper has 3"})
+    duration_s: float = field(default=5.0, metadata={"help": "seconds a clip"})
+    samples_per_prompt: int = field(
+        default=2, metadata={"help": "clips a prompt: the first is rated, all count for metrics and diversity"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "of sampling"})
+    top_k: int | None = field(default=None, metadata={"help": "likeliest codes to sample from; empty for all"})
+    guidance_scale: float = field(default=1.0, metadata={"help": "classifier-free guidance; 1 is none"})
+    batch_size: int = field(default=8, metadata={"help": "clips sampled together"})
+    players: int = field(default=12, metadata={"help": "prompts whose clips the page plays"})
+    seed: int = field(default=0, metadata={"help": "of sampling, listeners and bootstrap"})
+
+    def __post_init__(self) -> None:
+        if bool(self.votes) == bool(self.models):
+            raise ValueError(f"models is {self.models} and votes is {self.votes!r}: give generators or a vote table")
+        if self.models and self.prompts is None:
+            raise ValueError("prompts is not given: name a text file with one prompt a line")
+        label_models(self.models)
+
+
+def run_evaluate(job: EvaluateJob) -> Path:
+    """Run an evaluation and return the path of its page."""
+    out = Path(job.out)
+    if job.votes is not None:
+        evaluate_votes(job.votes, out, seed=job.seed)
+        return out / PAGE_FILE
+    evaluate_models(
+        label_models(job.models),
+        read_prompts(job.prompts or ""),
+        out,
+        listeners=simulated_listeners(job.listeners, job.seed),
+        rewards={_reward_label(spec): load_reward(spec) for spec in job.rewards},
+        raters_per_clip=job.raters_per_clip,
+        duration_s=job.duration_s,
+        samples_per_prompt=job.samples_per_prompt,
+        temperature=job.temperature,
+        top_k=job.top_k,
+        guidance_scale=job.guidance_scale,
+        batch_size=job.batch_size,
+        players=job.players,
+        seed=job.seed,
+    )
+    return out / PAGE_FILE
+
+
+def evaluate_models(
+    models: Mapping[str, str | MusicRLForConditionalGeneration],
+    prompts: Sequence[str],
+    out_dir: str | Path,
+    *,
+    listeners: Sequence[Rater],
+    rewards: Mapping[str, Reward] | None = None,
+    raters_per_clip: int = 3,
+    duration_s: float = 5.0,
+    samples_per_prompt: int = 2,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    guidance_scale: float = 1.0,
+    batch_size: int = 8,
+    players: int = 12,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Sample every model on the same prompts with the same seeds, and compare the clips.
+
+    As in MusicRL's study (section 4.3) each clip is rated from 1 to 5 by a few listeners, who rate all models' clips of
+    a prompt, and the higher rating wins. They hear clips of equal loudness; rewards and metrics get them as sampled.
+
+    Args:
+        models: label -> a loaded generator, or a name to load one from (one at a time is held).
+        prompts: distinct texts.
+        out_dir: gets `results.json`, `index.html`, `votes.csv` (which `evaluate_votes` reads) and `clips/`.
+        listeners: for example `simulated_listeners(12)`.
+        rewards: label -> reward; each gives a mean, and win rates in which the higher reward wins.
+        raters_per_clip: how many of the listeners rate the clips of a prompt; they take turns.
+        duration_s: seconds a clip.
+        samples_per_prompt: the first is rated and played; all count for metrics, and two or more for diversity.
+        temperature, top_k, guidance_scale: of the sampling.
+        players: prompts whose clips are embedded in the page, spread over the list.
+
+    Returns:
+        what `results.json` holds.
+
+    Raises:
+        ValueError: for no models, no prompts, the same prompt twice, too few listeners, or numbers below 1.
+    """
+    prompts = list(prompts)
+    _check_study(models, prompts, listeners, raters_per_clip, samples_per_prompt, batch_size)
+    started = time.monotonic()
+    out_dir, rewards = Path(out_dir), dict(rewards or {})
+    sampling = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale, "duration_s": duration_s}
+    shown = {round(i * (len(prompts) - 1) / max(1, min(players, len(prompts)) - 1)) for i in range(players)}
+    shown = {number for number in shown if number < len(prompts)}
+
+    rated: dict[str, list[tuple[str, str, float]]] = {}
+    scores: dict[str, dict[str, list[tuple[str, str, float]]]] = {name: {} for name in rewards}
+    metrics: dict[str, dict[str, MeanScore | float]] = {}
+    clips: dict[int, dict[str, str]] = {number: {} for number in sorted(shown)}
+    with tqdm(total=len(models) * len(prompts), desc="evaluating") as bar:
+        for label, source in models.items():
+            model = load_generator(source).eval() if isinstance(source, str) else source
+            collected: dict[str, list[tuple[str, float]]] = {}
+            codes: list[Tensor] = []
+            rated[label] = []
+            for name in scores:
+                scores[name][label] = []
+            for number, prompt, own_codes, audio in _sample(
+                model, prompts, samples_per_prompt, batch_size, seed, sampling
+            ):
+                rate = model.sampling_rate
+                codes.extend(own_codes)
+                matched = match_loudness(audio[0], rate)
+                for turn in range(raters_per_clip):
+                    rater = listeners[(number * raters_per_clip + turn) % len(listeners)]
+                    rating = float(rater.rate([prompt], matched[None], rate)[0])
+                    rated[label].append((prompt, rater.name, rating))
+                for name, reward in rewards.items():
+                    value = check_scores(reward([prompt] * len(audio), audio, rate), len(audio), name)
+                    scores[name][label].append((prompt, name, float(value.mean())))
+                measured = {key: float(value.mean()) for key, value in clip_metrics(audio, rate).items()}
+                measured |= diversity(audio, rate) if len(audio) > 1 else {}
+                for key, number_measured in measured.items():
+                    collected.setdefault(key, []).append((prompt, number_measured))
+                encoded = audio_bytes(matched, rate)
+                _save_clip(out_dir, label, number, encoded)
+                if number in clips:
+                    clips[number][label] = base64.b64encode(encoded).decode()
+                bar.update()
+            metrics[label] = {key: mean_with_interval(label, values, seed=seed) for key, values in collected.items()}
+            metrics[label]["distinct_ngrams"] = distinct_ngrams(codes, _NGRAM)
+
+    ratings = [Rating(prompt, label, value, who) for label, rows in rated.items() for prompt, who, value in rows]
+    votes = votes_from_scores(rated)
+    result = {
+        "kind": "models",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "models": list(models),
+        "prompts": len(prompts),
+        "settings": sampling | {"samples_per_prompt": samples_per_prompt, "seed": seed},
+        "raters": {
+            "listeners": len(listeners),
+            "per_clip": raters_per_clip,
+            "simulated": LISTENER_VERSION if all(isinstance(who, SimulatedListener) for who in listeners) else None,
+        },
+        "mos": [as_json(score) for score in mean_opinion_scores(ratings, seed=seed)],
+        "win_rates": [
+            as_json(rate) | {"wilcoxon_p": wilcoxon_signed_rank(ratings, rate.model, rate.against)[0]}
+            for rate in win_rate_matrix(votes, list(models), seed=seed)
+        ],
+        **_ranking(votes, seed),
+        "rewards": {name: _reward_result(scores[name], seed) for name in rewards},
+        "metrics": {
+            label: {key: as_json(value) if isinstance(value, MeanScore) else value for key, value in table.items()}
+            for label, table in metrics.items()
+        },
+        "metric_notes": CLIP_METRICS
+        | DIVERSITY_METRICS
+        | {"distinct_ngrams": f"distinct over all {_NGRAM}-grams of the first codebook"},
+    }
+    shown_clips = [
+        {"prompt": prompts[number], "clips": own, "scores": _of_prompt(prompts[number], {"rating": rated, **scores})}
+        for number, own in clips.items()
+    ]
+    _write(out_dir, result, votes, shown_clips)
+    return result
+
+
+def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, seed: int = 0) -> dict[str, Any]:
+    """Win rates and a Bradley-Terry ranking of votes that were collected elsewhere.
+
+    Args:
+        source: CSV as `read_votes` takes it, or votes.
+        out_dir: gets `results.json`, `index.html` and `votes.csv`.
+
+    Returns:
+        what `results.json` holds.
+
+    Raises:
+        ValueError: if there are no votes, or the table is not valid.
+    """
+    votes = read_votes(source) if isinstance(source, str | Path) else list(source)
+    if not votes:
+        raise ValueError("source holds no votes: there is nothing to count")
+    overall = [win_rate(votes, name, seed=seed) for name in models_of(votes)]
+    overall.sort(key=lambda rate: (rate.win_rate != rate.win_rate, -rate.win_rate, rate.model))
+    names = [rate.model for rate in overall]
+    result = {
+        "kind": "votes",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "models": names,
+        "votes": len(votes),
+        "prompts": len({vote.prompt for vote in votes}),
+        "overall": [as_json(rate) for rate in overall],
+        "win_rates": [as_json(rate) for rate in win_rate_matrix(votes, names, seed=seed)],
+        **_ranking(votes, seed),
+    }
+    _write(Path(out_dir), result, votes, [])
+    return result
+
+
+def label_models(names: Sequence[str]) -> dict[str, str]:
+    """Label -> checkpoint of entries `name` or `label=name`; without a label the name's last part serves.
+
+    Raises:
+        ValueError: if two entries have the same label.
+
+    Example:
+        >>> label_models(["musicrl-tiny", "tuned=runs/dpo"])
+        {'musicrl-tiny': 'musicrl-tiny', 'tuned': 'runs/dpo'}
+    """
+    labelled: dict[str, str] = {}
+    for entry in names:
+        label, separator, name = entry.partition("=")
+        if not separator or "/" in label:
+            label, name = Path(entry).name, entry
+        if label in labelled or not label:
+            raise ValueError(f"models is {list(names)}: {label!r} is there twice; write label=name to tell them apart")
+        labelled[label] = name
+    return labelled
+
+
+def _reward_label(spec: str) -> str:
+    """A reward's spec without the folders of its path: what a table can show."""
+    kind, separator, name = spec.partition(":")
+    return f"{kind}{separator}{Path(name).name}"
+
+
+def _check_study(
+    models: Mapping[str, Any],
+    prompts: Sequence[str],
+    listeners: Sequence[Rater],
+    raters_per_clip: int,
+    samples_per_prompt: int,
+    batch_size: int,
+) -> None:
+    if not models:
+        raise ValueError("models is empty: give at least one generator")
+    spelled = [normalise_prompt(prompt) for prompt in prompts]
+    twice = sorted({prompt for prompt in spelled if spelled.count(prompt) > 1})
+    if not prompts or twice or not all(spelled):
+        raise ValueError(f"prompts has {len(prompts)} texts, twice or empty: {twice}: give each prompt once")
+    if not 1 <= raters_per_clip <= len(listeners):
+        raise ValueError(
+            f"raters_per_clip is {raters_per_clip} of {len(listeners)} listeners: take 1 up to all of them"
+        )
+    for name, value in (("samples_per_prompt", samples_per_prompt), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it has to be 1 or more")
+
+
+def _sample(
+    model: MusicRLForConditionalGeneration,
+    prompts: Sequence[str],
+    samples: int,
+    batch_size: int,
+    seed: int,
+    sampling: Mapping[str, Any],
+) -> Iterable[tuple[int, str, Tensor, Tensor]]:
+    """(number, prompt, codes [samples, K, F], audio [samples, C, T]) of each prompt."""
+    at_once = max(1, batch_size // samples)
+    for start in range(0, len(prompts), at_once):
+        batch = list(prompts[start : start + at_once])
+        clips = model.sample([prompt for prompt in batch for _ in range(samples)], seed=seed + start, **sampling)
+        audio = clips.audio.cpu().unflatten(0, (len(batch), samples))
+        codes = clips.codes.cpu().unflatten(0, (len(batch), samples))
+        yield from ((start + i, prompt, codes[i], audio[i]) for i, prompt in enumerate(batch))
+
+
+def _save_clip(out_dir: Path, label: str, number: int, encoded: bytes) -> None:
+    folder = re.sub(r"[^\w.-]+", "_", label)
+    with atomic_path(out_dir / "clips" / folder / f"{number:04d}.flac") as temporary:
+        temporary.write_bytes(encoded)
+
+
+def _ranking(votes: Sequence[Vote], seed: int) -> dict[str, Any]:
+    if not votes:
+        return {"ranking": None, "ranking_note": "one model alone cannot be ranked"}
+    if not can_be_ranked(votes):
+        return {"ranking": None, "ranking_note": "a model never won or never lost: its strength would be infinite"}
+    return {"ranking": [as_json(entry) for entry in bradley_terry(votes, seed=seed)], "ranking_note": None}
+
+
+def _reward_result(rows: Mapping[str, Sequence[tuple[str, str, float]]], seed: int) -> dict[str, Any]:
+    means = [
+        mean_with_interval(label, [(prompt, value) for prompt, _, value in own], seed=seed)
+        for label, own in rows.items()
+    ]
+    votes = votes_from_scores(rows)
+    rates: list[WinRate] = win_rate_matrix(votes, list(rows), seed=seed)
+    return {"means": [as_json(mean) for mean in means], "win_rates": [as_json(rate) for rate in rates]}
+
+
+def _of_prompt(
+    prompt: str, scores: Mapping[str, Mapping[str, Sequence[tuple[str, str, float]]]]
+) -> dict[str, dict[str, float]]:
+    """What each model got on one prompt: model -> name -> mean."""
+    table: dict[str, dict[str, float]] = {}
+    for name, by_model in scores.items():
+        for label, rows in by_model.items():
+            values = [value for own, _, value in rows if own == prompt]
+            table.setdefault(label, {})[name] = sum(values) / len(values)
+    return table
+
+
+def _write(out_dir: Path, result: dict[str, Any], votes: Sequence[Vote], players: Sequence[dict[str, Any]]) -> None:
+    with atomic_path(out_dir / RESULT_FILE) as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    with atomic_path(out_dir / "votes.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(VOTE_COLUMNS)
+        writer.writerows([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
+    with atomic_path(out_dir / PAGE_FILE) as temporary:
+        temporary.write_text(render_page(result, players), encoding="utf-8")
