@@ -23,6 +23,7 @@ from ..audio import match_loudness, resample
 from ..bundled import resolve
 from ..configuration import MusicRLConfig
 from ..generator import MusicRLForConditionalGeneration
+from ..hub import PushesWithCard
 from .clap import ClapSoundFeatures, FeatureHead, text_embeddings
 from .contract import check_reward_inputs, check_scores
 from .windows import first_and_last
@@ -73,7 +74,7 @@ class PreferenceConfig(PreTrainedConfig):
         return self
 
 
-class PreferenceModel(PreTrainedModel):
+class PreferenceModel(PushesWithCard, PreTrainedModel):  # type: ignore[misc]
     """A score whose difference between two clips of a prompt is the log-odds that people choose the first.
 
     P(first chosen) = sigmoid(score_first - score_second) (Bradley and Terry 1952).
