@@ -1,0 +1,124 @@
+"""What happens beside training: clips to hear, a log that any tool can read, and a limit on how far the policy drifts."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..audio import atomic_path, write_audio
+from ..generator import MusicRLForConditionalGeneration
+
+
+class SampleWriter(TrainerCallback):
+    """Write one clip for each prompt to `output_dir/samples/step_N/` every `every` steps, from step 0 on.
+
+    The seed is the same each time, so that what changes between two steps is the model. Sampling is that of training (no
+    guidance, no top-k): what is heard is what the reward hears.
+
+    Args:
+        generator: the generator that is trained.
+        prompts: texts, a clip each.
+        every: optimiser steps between two sets.
+        duration_s: of each clip, in seconds.
+        temperature: of sampling.
+        seed: of the clips.
+    """
+
+    def __init__(
+        self,
+        generator: MusicRLForConditionalGeneration,
+        prompts: Sequence[str],
+        every: int,
+        duration_s: float,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1 step, got {every!r}.")
+        self.generator, self.prompts, self.every = generator, list(prompts), every
+        self.duration_s, self.temperature, self.seed = duration_s, temperature, seed
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.global_step == 0:
+            self._write(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.global_step % self.every == 0:
+            self._write(args, state)
+
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        clips = self.generator.sample(
+            self.prompts, self.duration_s, self.temperature, top_k=None, guidance_scale=1.0, seed=self.seed
+        )
+        folder = Path(str(args.output_dir)) / "samples" / f"step_{state.global_step}"
+        for i, (prompt, audio) in enumerate(zip(self.prompts, clips.audio)):
+            words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
+            write_audio(folder / f"{i:02d}_{words}.wav", audio, clips.sampling_rate)
+
+
+class MetricsWriter(TrainerCallback):
+    """Append every log line to `output_dir/metrics.jsonl`, one JSON object a line.
+
+    A run that is resumed at step N first drops the lines after N that the interrupted run had written, so that each step
+    stands there once; a run from the start begins a new file.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        path = self._path(args)
+        if not state.is_world_process_zero or not path.is_file():
+            return
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines if state.global_step > 0))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        # JSON knows no NaN: null says that there was a value and that it was no number.
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+        line = json.dumps({"step": state.global_step, **values}) + "\n"
+        path = self._path(args)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One write to a descriptor opened for appending: a line is there whole or not at all.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _path(args: TrainingArguments) -> Path:
+        return Path(str(args.output_dir)) / "metrics.jsonl"
+
+
+class KLBudget(TrainerCallback):
+    """Stop when the logged KL to the anchor passes a budget: far from it, the reward is no longer to be trusted.
+
+    Args:
+        max_kl: nats a clip, above 0.
+        key: the metric to watch.
+    """
+
+    def __init__(self, max_kl: float, key: str = "kl") -> None:
+        if not max_kl > 0:
+            raise ValueError(f"`max_kl` must be above 0 nats, got {max_kl!r}.")
+        self.max_kl, self.key = max_kl, key
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        if logs and logs.get(self.key, 0.0) > self.max_kl:
+            if state.is_world_process_zero:
+                print(
+                    f"KL to the anchor is {logs[self.key]:.2f} nats a clip, over `max_kl` = {self.max_kl:g}: "
+                    f"stopping at step {state.global_step}."
+                )
+            control.should_training_stop = True

@@ -1,0 +1,387 @@
+"""RL fine-tuning on `transformers.Trainer`: MusicRL's objective and clipped PPO, two losses of one trainer.
+
+The action is one decoder step: its K codes are drawn at once and share one ratio, one advantage and one value. The clip is
+sampled without guidance and without top-k at the temperature that it is scored at, so that the policy that is trained is
+the policy that was sampled.
+"""
+
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback, set_seed
+
+from ..generator import MusicRLForConditionalGeneration, load_generator
+from ..rewards import AdherenceReward, CombinedReward, Reward, check_scores, load_rewards
+from . import losses
+from .callbacks import KLBudget, SampleWriter
+from .job import read_prompts, run_trainer
+from .ppo_config import MusicPPOConfig, PPOJob
+from .ppo_policy import Anchor, PolicyWithValue, add_lora
+
+
+class MusicPPOTrainer(Trainer):
+    """Fine-tune a generator against a reward, with a KL to an anchor.
+
+    Args:
+        model: the generator, or a PEFT adapter over one (then the adapter is trained).
+        reward: any callable `(prompts, audio [B, C, T], sampling_rate) -> [B]`.
+        args: `MusicPPOConfig`.
+        train_dataset: prompts to sample from.
+        eval_dataset: held-out prompts, sampled with the same seeds at each evaluation.
+        ref_model: the anchor of the KL, or its name; None for the policy as it starts.
+        callbacks: further ones.
+
+    Raises:
+        ValueError: no prompts, a reward that is not callable or returns NaN or a wrong shape, an anchor that does not fit.
+
+    Example:
+        >>> args = MusicPPOConfig(output_dir="runs/ppo", objective="paper", max_steps=100, duration_s=1.0)
+        >>> trainer = MusicPPOTrainer(load_generator("musicrl-tiny"), load_reward("adherence"), args, prompts)
+        >>> trainer.train()
+        >>> trainer.save_model("runs/ppo")
+    """
+
+    args: MusicPPOConfig
+    model: PolicyWithValue
+
+    def __init__(
+        self,
+        model: MusicRLForConditionalGeneration | PeftModel,
+        reward: Reward,
+        args: MusicPPOConfig,
+        train_dataset: Sequence[str],
+        eval_dataset: Sequence[str] | None = None,
+        ref_model: MusicRLForConditionalGeneration | str | os.PathLike | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        if not callable(reward):
+            raise ValueError(f"`reward` must be a callable (prompts, audio, sampling_rate) -> [B], got {reward!r}.")
+        _check_prompts("train_dataset", train_dataset)
+        if eval_dataset is not None:
+            _check_prompts("eval_dataset", eval_dataset)
+        policy = PolicyWithValue(model, args.value_model)
+        self.anchor = Anchor(model, ref_model)
+        self.reward = reward
+        self.frames = policy.generator.frames_for(args.duration_s)
+        self._micro_batch = 0
+        self._clips: dict[str, Tensor] = {}
+        self._orders: list[Tensor] = []
+        self._kl_weight = 0.0
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        args.remove_unused_columns = False  # a data set of texts has no columns
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=list,
+            train_dataset=list(train_dataset),  # type: ignore[arg-type]
+            eval_dataset=None if eval_dataset is None else list(eval_dataset),  # type: ignore[arg-type]
+            callbacks=callbacks,
+        )
+        self.anchor.to(self.accelerator.device)
+
+    # -- data: one batch of the loader is the prompts of a whole set of clips, repeated for each pass over it -----------
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        """Forward passes in one pass over a set of clips, on each process."""
+        return self.args.gradient_accumulation_steps * self.args.num_mini_batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of the prompts that one process samples clips for at once."""
+        return self._get_dataloader(
+            self.train_dataset,
+            description="Training",
+            batch_size=self.args.train_batch_size * self.micro_batches_per_epoch,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        args = self.args
+        return RolloutSampler(
+            len(self.train_dataset),
+            size=args.train_batch_size * self.micro_batches_per_epoch * args.world_size,
+            repeats=args.num_ppo_epochs * self.micro_batches_per_epoch,
+            rollouts=args.max_steps // args.steps_per_rollout,
+            seed=args.seed,
+        )
+
+    def train(self, *args, **kwargs):
+        """Train; see `transformers.Trainer.train`."""
+        self._micro_batch = 0
+        return super().train(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: list[str]) -> dict[str, Tensor]:  # type: ignore[override]
+        """The clips of the next forward pass; samples a new set where the last one is used up."""
+        args, per_epoch = self.args, self.micro_batches_per_epoch
+        epoch, position = divmod(self._micro_batch % (args.num_ppo_epochs * per_epoch), per_epoch)
+        if epoch == position == 0:
+            self._clips = self.rollout(inputs)
+            random = torch.Generator().manual_seed(self._rollout_seed())
+            self._orders = [torch.randperm(len(inputs), generator=random) for _ in range(args.num_ppo_epochs)]
+        self._micro_batch += 1
+        size = args.train_batch_size
+        chosen = self._orders[epoch][position * size : (position + 1) * size].to(args.device)
+        return {name: values[chosen] for name, values in self._clips.items()}
+
+    def _rollout_seed(self) -> int:
+        """Follows from step and process alone: a resumed run draws what it would have drawn, each process its own clips."""
+        return clip_seed(self.args.seed, self.state.global_step // self.args.steps_per_rollout, self.args.process_index)
+
+    # -- the algorithm ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Sample a clip for each of B prompts and work out what the updates need; every value is [B, ...]."""
+        args, started = self.args, time.perf_counter()
+        chunks = [
+            slice(i, i + args.local_rollout_forward_batch_size)
+            for i in range(0, len(prompts), args.local_rollout_forward_batch_size)
+        ]
+
+        # Step 1: sample from the policy itself: no guidance, no top-k, one temperature.
+        generator = self.model.generator
+        input_ids, attention_mask = generator.text_inputs(prompts)
+        random = torch.Generator(args.device).manual_seed(self._rollout_seed())
+        with self.accelerator.autocast():
+            sampled = [
+                generator.sample_codes(
+                    input_ids[c], attention_mask[c], self.frames, temperature=args.temperature, generator=random
+                )
+                for c in chunks
+            ]
+        codes = torch.cat(sampled)
+        clips = {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
+
+        # Step 2: listen. One number a clip.
+        scores, components = self.score(prompts, codes)
+        clips["scores"] = scores
+        gathered = self.accelerator.gather(scores)
+        if not bool(self.model.value_head.weight.any()):
+            # The baseline starts as the mean of the first rewards: from 0, the first hundred updates would be spent on it.
+            self.model.value_head.bias.fill_(gathered.mean())
+
+        if args.objective == "ppo":
+            # Step 3: the policy's view at sampling time: log-probabilities, values, exact KL to the anchor.
+            kept = ("logprobs", "values", "kl")  # and not the logits, which are large
+            views = []
+            for c in chunks:
+                view = self.view(input_ids[c], attention_mask[c], codes[c])
+                views.append({name: view[name] for name in kept})
+            old = {name: torch.cat([view[name] for view in views]) for name in kept}
+
+            # Step 4: rewards a step, advantages over decoder steps. Scaling the advantages scales the objective; the
+            # exact KL that the loss differentiates is scaled with them, so that kl_coef keeps its meaning.
+            rewards, scale = losses.step_rewards(scores, old["kl"], args.kl_coef), torch.ones((), device=args.device)
+            if args.whiten_rewards:
+                everyone = self.accelerator.gather(rewards)
+                rewards, scale = losses.whiten(rewards, everyone, shift_mean=False), losses.deviation(everyone)
+            advantages, returns = losses.gae(rewards, old["values"], args.gamma, args.lam)
+            everyone = self.accelerator.gather(advantages)
+            clips |= {
+                "old_logprobs": old["logprobs"],
+                "old_values": old["values"],
+                "advantages": losses.whiten(advantages, everyone),
+                "returns": returns,
+            }
+            self._kl_weight = args.kl_coef / float(scale * losses.deviation(everyone))
+            self._record({"advantage_mean": everyone.mean(), "advantage_std": everyone.std()})
+
+        self._record({"reward": gathered.mean(), "reward_std": gathered.std(unbiased=False), **components})
+        self._record({"rollout_s": time.perf_counter() - started})
+        return clips
+
+    def view(
+        self, input_ids: Tensor, attention_mask: Tensor, codes: Tensor, model: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        """What policy, baseline and anchor say of codes [B, K, F]: the policy's outputs, and `kl` [B, S]."""
+        inputs = (codes, input_ids, attention_mask, self.args.temperature)
+        with self.accelerator.autocast():
+            anchor = self.anchor.scores(*inputs)
+            outputs = (self.model if model is None else model)(*inputs)
+        return {**outputs, "kl": losses.exact_kl(outputs["logits"], anchor.logits, outputs["mask"])}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch=None
+    ):
+        """Step 5: one forward pass and the loss of the objective, the mean over its clips."""
+        args = self.args
+        now = self.view(inputs["input_ids"], inputs["attention_mask"], inputs["codes"], model)
+        if args.objective == "paper":
+            # 5a. J = (1 - a) sum_t log pi (R - V) - a sum_t KL, and V towards the return, which is R at every step.
+            returns = inputs["scores"][:, None].expand_as(now["values"])
+            advantages = (returns - now["values"]).detach()
+            policy_loss = -losses.musicrl_objective(
+                now["logprobs"], inputs["scores"], now["values"], now["kl"], args.kl_mix
+            )
+            value_loss = losses.value_loss(now["values"], returns)
+            self._record({"advantage_mean": advantages.mean(), "advantage_std": advantages.std()})
+        else:
+            # 5b. The clipped surrogate, the exact KL of each visited state, and the clipped value loss.
+            returns = inputs["returns"]
+            surrogate, ratio, clip_fraction = losses.ppo_clip_loss(
+                now["logprobs"], inputs["old_logprobs"], inputs["advantages"], args.cliprange
+            )
+            policy_loss = surrogate + self._kl_weight * now["kl"].mean()
+            value_loss = losses.value_loss(now["values"], returns, inputs["old_values"], args.cliprange_value)
+            self._record({"ratio": ratio.mean(), "clip_fraction": clip_fraction})
+        self._record(
+            {
+                "kl": now["kl"].sum(1).mean(),
+                "entropy": now["entropy"].sum(1).mean() / now["mask"][0].sum(),
+                "policy_loss": policy_loss,
+                "value_loss": value_loss,
+                "value": now["values"].mean(),
+                "explained_variance": losses.explained_variance(now["values"], returns),
+            }
+        )
+        loss = policy_loss + args.vf_coef * value_loss
+        return (loss, now) if return_outputs else loss
+
+    def score(self, prompts: list[str], codes: Tensor, normalised: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards [B] of codes [B, K, F], and the mean of each part where the reward is a `CombinedReward`.
+
+        Args:
+            normalised: False leaves out a `CombinedReward`'s normalisation over the clips of a call, which would make any
+                two evaluations alike.
+        """
+        generator, size = self.model.generator, self.args.local_rollout_forward_batch_size
+        length = round(self.args.duration_s * generator.sampling_rate)
+        chunks = [
+            (prompts[i : i + size], generator.decode_codes(codes[i : i + size], length), generator.sampling_rate)
+            for i in range(0, len(prompts), size)
+        ]
+        if not isinstance(self.reward, CombinedReward):
+            scores = [check_scores(self.reward(*chunk), len(chunk[0]), "reward") for chunk in chunks]
+            return torch.cat(scores).to(codes.device), {}
+        parts = [self.reward.components(*chunk) for chunk in chunks]
+        components = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        combined = self.reward if normalised else CombinedReward(self.reward.rewards, self.reward.weights)
+        means = {f"reward/{name}": values.mean() for name, values in components.items()}
+        return combined.combine(components).to(codes.device), means
+
+    # -- evaluation, logs, files -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Sample the held-out prompts with the same seeds as ever, and score them: reward, its parts, KL, entropy."""
+        args, generator = self.args, self.model.generator
+        prompts = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not prompts:
+            raise ValueError("`eval_dataset` is empty; give held-out prompts.")
+        size = args.per_device_eval_batch_size
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        rows: list[dict[str, float]] = []
+        for number in range(args.process_index, len(batches), args.world_size):
+            batch = batches[number]
+            input_ids, attention_mask = generator.text_inputs(batch)
+            random = torch.Generator(args.device).manual_seed(clip_seed(args.seed, number, 0))
+            with self.accelerator.autocast():
+                codes = generator.sample_codes(
+                    input_ids, attention_mask, self.frames, temperature=args.temperature, generator=random
+                )
+            scores, components = self.score(batch, codes, normalised=False)
+            view = self.view(input_ids, attention_mask, codes)
+            means = {
+                "reward": scores.mean(),
+                "kl": view["kl"].sum(1).mean(),
+                "entropy": view["entropy"].sum(1).mean() / view["mask"][0].sum(),
+                **components,
+            }
+            rows += [{name: float(value) for name, value in means.items()}] * len(batch)
+        rows = gather_object(rows)
+        metrics = {f"{metric_key_prefix}_{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def _record(self, metrics: dict[str, Tensor | float]) -> None:
+        for name, value in metrics.items():
+            self._metrics[name].append(float(value.detach() if isinstance(value, Tensor) else value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was recorded since the last line, the mean over steps and processes."""
+        if "loss" in logs:
+            means = torch.tensor([sum(values) / len(values) for values in self._metrics.values()])
+            means = self.accelerator.reduce(means.to(self.args.device), "mean")
+            logs = {**logs, **dict(zip(self._metrics, means.tolist()))}
+            self._metrics.clear()
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """A stock MusicGen (or PEFT adapter), the value baseline in a file of its own, and no pickle."""
+        if self.args.should_save:
+            self.model.save(output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.model.load(resume_from_checkpoint)
+
+
+class RolloutSampler(Sampler[int]):
+    """Indices of prompts for a whole run: `size` for each set of clips, and those `repeats` times, once a forward pass.
+
+    The prompts are shuffled again and again without end, so that every prompt comes as often as any other; the whole run is
+    one epoch, so that skipping to any step finds the same prompts.
+    """
+
+    def __init__(self, num_prompts: int, size: int, repeats: int, rollouts: int, seed: int) -> None:
+        self.num_prompts, self.size, self.repeats, self.rollouts, self.seed = num_prompts, size, repeats, rollouts, seed
+
+    def __len__(self) -> int:
+        return self.rollouts * self.repeats * self.size
+
+    def __iter__(self) -> Iterator[int]:
+        random = torch.Generator().manual_seed(self.seed)
+        shuffles = (torch.randperm(self.num_prompts, generator=random).tolist() for _ in itertools.count())
+        stream = itertools.chain.from_iterable(shuffles)
+        for _ in range(self.rollouts):
+            prompts = list(itertools.islice(stream, self.size))
+            for _ in range(self.repeats):
+                yield from prompts
+
+
+def clip_seed(seed: int, number: int, process: int) -> int:
+    """A seed of its own for each set of clips and each process."""
+    return ((seed * 1_000_003 + number) * 65_537 + process) % 2**63
+
+
+def run_ppo(job: PPOJob) -> Path:
+    """Run a job from start to finish; works alike under `accelerate launch`.
+
+    Returns:
+        `output_dir`: the model (or adapter), its value baseline, `metrics.jsonl`, `samples/` and checkpoints.
+    """
+    set_seed(job.seed)
+    prompts = read_prompts(job.prompts)
+    held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
+    args = job.trainer_config()
+    reward = load_rewards(job.reward, job.normalise)
+    for part in reward.rewards.values():
+        if isinstance(part, nn.Module | AdherenceReward):
+            part.to(args.device)
+    generator = load_generator(job.model)
+    lora = job.peft_config()
+    model = generator if lora is None else add_lora(generator, lora, job.model)
+    callbacks: list[TrainerCallback] = []
+    if job.sample_steps and held_out is not None:
+        callbacks.append(
+            SampleWriter(generator, held_out[:8], job.sample_steps, job.duration_s, job.temperature, job.seed)
+        )
+    if job.max_kl is not None:
+        callbacks.append(KLBudget(job.max_kl))
+    trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks)
+    return run_trainer(trainer, job, job.objective, {"reward": job.reward})
+
+
+def _check_prompts(name: str, prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"`{name}` must be a list of at least one prompt (text), got {prompts!r:.80}.")

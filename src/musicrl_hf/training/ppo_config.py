@@ -1,0 +1,164 @@
+"""Settings of RL fine-tuning: the algorithm's own (`PPOSettings`), the trainer's, and the flat job that a YAML file fills."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..audio import MAX_DURATION_S
+from .job import TrainingJob, option
+
+OBJECTIVES = ("paper", "ppo")
+VALUE_MODELS = ("shared", "separate")
+
+
+@dataclass(kw_only=True)
+class PPOSettings:
+    """What the algorithm itself needs; the names are TRL's where TRL's PPO had one.
+
+    `kl_mix` and the choice of `value_model` are not in the paper: it says that policy and value both start from the base
+    checkpoint, and gives no value for the mix.
+    """
+
+    objective: str = option(
+        "ppo",
+        '"paper": REINFORCE with a value baseline and exact KL (MusicRL, section 3.2); "ppo": clipped PPO with GAE',
+    )
+    duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
+    temperature: float = option(0.99, "sampling temperature, also of the scored distribution (the paper's 0.99)")
+    kl_mix: float = option(
+        0.01,
+        'objective "paper": a in J = (1 - a) sum log pi (R - V) - a sum KL, in [0, 1]; at 0.01 a gain of 0.1 in the reward '
+        "pays for 10 nats of KL a clip (not in the paper)",
+    )
+    kl_coef: float = option(
+        0.01, 'objective "ppo": reward that a nat of KL to the anchor costs; the KL is exact and summed over the clip'
+    )
+    cliprange: float = option(0.2, 'objective "ppo": the ratio of a step is clipped to 1 -/+ this')
+    cliprange_value: float = option(0.2, 'objective "ppo": the value may move this far from the sampled one')
+    gamma: float = option(1.0, 'objective "ppo": discount a decoder step, in [0, 1]')
+    lam: float = option(0.95, 'objective "ppo": lambda of generalised advantage estimation, in [0, 1]')
+    num_ppo_epochs: int = option(1, 'objective "ppo": passes over each set of sampled clips')
+    num_mini_batches: int = option(1, 'objective "ppo": optimiser steps in each pass')
+    whiten_rewards: bool = option(False, 'objective "ppo": scale the step rewards to unit deviation before GAE')
+    vf_coef: float = option(0.1, "weight of the value loss")
+    value_model: str = option(
+        "shared",
+        '"shared": the value head reads the policy\'s own trunk; "separate": a copy of the base checkpoint\'s trunk, which '
+        "doubles memory and time but leaves the policy's features to the policy",
+    )
+    local_rollout_forward_batch_size: int = option(64, "clips sampled and scored at once on each process")
+
+    def check_settings(self) -> None:
+        """ValueError for values out of range and for combinations that contradict each other."""
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}.")
+        if self.value_model not in VALUE_MODELS:
+            raise ValueError(f"`value_model` must be one of {', '.join(VALUE_MODELS)}, got {self.value_model!r}.")
+        for name in ("kl_mix", "gamma", "lam"):
+            if not 0 <= vars(self)[name] <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {vars(self)[name]!r}.")
+        for name in ("kl_coef", "vf_coef"):
+            if not vars(self)[name] >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
+        for name in ("temperature", "cliprange", "cliprange_value"):
+            if not vars(self)[name] > 0:
+                raise ValueError(f"`{name}` must be above 0, got {vars(self)[name]!r}.")
+        for name in ("num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]!r}.")
+        if not 0 < self.duration_s <= MAX_DURATION_S:
+            raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
+        if self.objective == "paper" and (self.num_ppo_epochs, self.num_mini_batches) != (1, 1):
+            raise ValueError(
+                f"`objective` = 'paper' has no importance ratio, so each clip may be used once, but `num_ppo_epochs` = "
+                f"{self.num_ppo_epochs} and `num_mini_batches` = {self.num_mini_batches}; set both to 1 or use 'ppo'."
+            )
+        if self.objective == "paper" and (self.gamma != 1 or self.whiten_rewards):
+            raise ValueError(
+                "`objective` = 'paper' takes the clip's reward as the return of every step: `gamma` must be 1 and "
+                f"`whiten_rewards` False, got {self.gamma!r} and {self.whiten_rewards!r}; or use 'ppo'."
+            )
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps made on each set of sampled clips."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    def check_multiple(self, name: str, steps: float) -> None:
+        """A set of clips is used up before anything stops or is saved, so that a resumed run goes on exactly."""
+        if steps % self.steps_per_rollout:
+            raise ValueError(
+                f"`{name}` = {steps} must be a multiple of num_ppo_epochs x num_mini_batches = {self.steps_per_rollout}, "
+                "the optimiser steps made on each set of sampled clips."
+            )
+
+
+@dataclass(kw_only=True)
+class MusicPPOConfig(PPOSettings, TrainingArguments):
+    """`TrainingArguments` with `PPOSettings`; `max_steps` counts optimiser steps and is needed."""
+
+    logging_steps: float = option(10, "optimiser steps between two log lines")
+    report_to: str | list[str] | None = option("none", "where to report to")
+    ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")
+
+    def __post_init__(self) -> None:
+        self.check_settings()
+        super().__post_init__()
+        if self.max_steps < 1:
+            raise ValueError(f"`max_steps` must be at least 1 optimiser step, got {self.max_steps!r}.")
+        self.check_multiple("max_steps", self.max_steps)
+        if self.save_strategy != "no":
+            self.check_multiple("save_steps", self.save_steps)
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process, which would split the batch behind the sampler's back; "
+                "start with `accelerate launch` (one process a GPU) or set CUDA_VISIBLE_DEVICES=0."
+            )
+
+
+@dataclass(kw_only=True)
+class PPOJob(PPOSettings, TrainingJob):
+    """One RL fine-tuning run, as a flat YAML file or command line describes it."""
+
+    prompts: str = field(metadata={"help": "text file, one prompt a line"})
+    eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
+    reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
+    normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
+    eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
+    sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
+    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; empty for never")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_settings()
+        for name in ("eval_steps", "sample_steps"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it empty for no limit.")
+        if not self.reward:
+            raise ValueError("`reward` is empty; name at least one, such as adherence.")
+        if (self.eval_steps or self.sample_steps) and self.eval_prompts is None:
+            raise ValueError(
+                f"`eval_prompts` is empty, but `eval_steps` = {self.eval_steps} and `sample_steps` = {self.sample_steps} "
+                "need held-out prompts; give a text file, or set both to 0."
+            )
+        if self.lora_r and self.value_model == "separate":
+            raise ValueError(
+                f"`value_model` = 'separate' trains a whole copy of the trunk, against the point of `lora_r` = "
+                f"{self.lora_r}; set value_model to 'shared', or lora_r to 0."
+            )
+        self.check_multiple("max_steps", self.max_steps)
+        self.check_multiple("save_steps", self.save_steps)
+
+    def trainer_config(self) -> MusicPPOConfig:
+        """The trainer's arguments for this job."""
+        arguments = self.shared_arguments()
+        return MusicPPOConfig(
+            **{name: vars(self)[name] for name in PPOSettings.__dataclass_fields__},
+            **arguments,
+            per_device_eval_batch_size=self.per_device_eval_batch_size,
+            eval_strategy="steps" if self.eval_steps else "no",
+            eval_steps=self.eval_steps or None,
+        )
