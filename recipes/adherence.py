@@ -24,6 +24,7 @@ from common import (
     write_array,
     write_json,
 )
+from elu import use_fast_elu
 from generator import Captions, move_files
 from safetensors.torch import load_file
 from text import MAX_TOKENS, VOCABULARY, load_or_train_tokenizer
@@ -34,7 +35,7 @@ from musicrl_hf.rewards.clap import audio_embeddings, log_mel, text_embeddings
 
 BATCH = 48
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 60
-CODED_CLIPS, CODED_SHARE = 1600, 0.5  # training clips that are decoded from codes, and their share of a batch
+CODED_CLIPS, CODED_SHARE = 800, 0.5  # training clips that are decoded from codes, and their share of a batch
 SHORT_SHARE = 0.5  # of the batches hear 5 s
 SHORT_S = 5
 SAVE_EVERY_S = 120
@@ -69,7 +70,7 @@ def coded_clips(args) -> np.ndarray:
     """The first training clips as the codec gives them back: int16 [N, T], cached in the work folder."""
     out = args.work / "coded_train.npy"
     if not out.exists():
-        codec = EncodecModel.from_pretrained(args.work / "codec").eval()
+        codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
         codes = load_file(args.work / "codes_train.safetensors")["codes"][:CODED_CLIPS].long()
         parts = []
         with torch.no_grad():
@@ -195,7 +196,7 @@ def main() -> None:
     results["parameters"] = sum(p.numel() for p in model.parameters())
     results["test_10_s"] = evaluate(model, tokenizer, extractor, audio, rows)
     results["test_5_s"] = evaluate(model, tokenizer, extractor, audio[:, : SHORT_S * SAMPLING_RATE], rows)
-    codec = EncodecModel.from_pretrained(args.work / "codec").eval()
+    codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
     codes = load_file(args.work / "codes_test.safetensors")["codes"].long()
     with torch.no_grad():
         coded = torch.cat([codec.decode(some[None], [None]).audio_values[:, 0] for some in codes.split(10)])

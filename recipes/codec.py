@@ -6,6 +6,9 @@ Trained with the `encodec` package's network, since transformers' EncodecModel p
 saved as transformers' EncodecModel. First without a quantiser, then k-means on the latents, then with EMA codebooks
 (van den Oord et al. 2017, appendix A; residual quantisation as in Zeghidour et al. 2021, SoundStream).
 
+For the last quarter of the time encoder and codebooks are frozen and only the decoder learns: the codes are then what
+they will be, so stage 4 can begin beside it, and more minutes for the decoder later leave the generator valid.
+
 What it leaves out: EnCodec's discriminators, its loss balancer and its entropy coder. EnCodec's own strides (8 5 4 2)
 do not leave silence in this time on a CPU; two large strides and an LSTM do within a minute.
 """
@@ -31,7 +34,9 @@ from common import (
     stage_arguments,
     start,
     to_float,
+    write_json,
 )
+from elu import use_fast_elu
 from encodec import EncodecModel as EncodecPackageModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
@@ -43,6 +48,7 @@ DIMENSION, N_FILTERS, RATIOS = 128, 32, [20, 16]
 BANDWIDTH = N_CODEBOOKS * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000  # kbit/s
 CROP = 6400  # samples, 0.4 s
 UNQUANTISED_SHARE = 0.35  # of the training time
+DECODER_ONLY_FROM = 0.76  # likewise
 BATCH = (4, 8)  # crops a step, without and with the quantiser
 LEARNING_RATE = (1e-3, 5e-5)  # at the start, at the end of the cosine
 EMA_DECAY, DEAD_SHARE = 0.99, 0.05  # an entry used less than this share of the mean use is replaced
@@ -64,7 +70,8 @@ def build() -> EncodecPackageModel:
         }  # fmt: skip
         encoder, decoder = SEANetEncoder(**network), SEANetDecoder(**network)
     quantizer = ResidualVectorQuantizer(dimension=DIMENSION, n_q=N_CODEBOOKS, bins=CODEBOOK_SIZE)
-    return EncodecPackageModel(encoder, decoder, quantizer, [BANDWIDTH], SAMPLING_RATE, channels=1, normalize=False)
+    model = EncodecPackageModel(encoder, decoder, quantizer, [BANDWIDTH], SAMPLING_RATE, channels=1, normalize=False)
+    return use_fast_elu(model)
 
 
 def codebooks(model: EncodecPackageModel) -> list[nn.Module]:
@@ -175,6 +182,7 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE[0], betas=(0.8, 0.95), weight_decay=1e-4)
     folder = args.work / "codec_training"
     progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0}
+    frozen = progress.get("frozen", False)
     if progress["step"]:
         say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
     rng = np.random.default_rng(args.seed + progress["step"])
@@ -182,7 +190,7 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
     began, spent_before, saved_at, told_at = time.time(), progress["seconds"], time.time(), time.time()
     while progress["seconds"] < 60 * args.minutes:
         done = progress["seconds"] / (60 * args.minutes)
-        quantised = done >= UNQUANTISED_SHARE
+        quantised = frozen or done >= UNQUANTISED_SHARE
         if quantised and not codebooks(model)[0].inited.item():
             with torch.no_grad():
                 crops = [random_crops(clips, 40, CROP * 2, rng)[0] for _ in range(15)]
@@ -191,11 +199,19 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
             say(f"codebooks initialised from {len(latents)} latents")
         decay = 0.5 * (1 + math.cos(math.pi * done))
         optimizer.param_groups[0]["lr"] = LEARNING_RATE[1] + (LEARNING_RATE[0] - LEARNING_RATE[1]) * decay
+        if done >= DECODER_ONLY_FROM and not frozen:
+            frozen = True
+            save_training_state(folder, model, optimizer, progress | {"frozen": True})
+            say(
+                f"encoder and codebooks frozen: {convert(model.eval(), args.work / 'codec', to_float(clips[:1])[None])}"
+            )
+            model.train()
         wave, _ = random_crops(clips, BATCH[quantised], CROP, rng)
-        latents = model.encoder(wave[:, None])
         commitment = 0.0
-        if quantised:
-            latents, commitment = quantise(model, latents, update=True)
+        with torch.set_grad_enabled(not frozen):
+            latents = model.encoder(wave[:, None])
+            if quantised:
+                latents, commitment = quantise(model, latents, update=not frozen)
         output = model.decoder(latents)[:, 0, :CROP]
         mel_weight = LOG_MEL_WEIGHT[0] + (LOG_MEL_WEIGHT[1] - LOG_MEL_WEIGHT[0]) * done
         loss = criterion(wave, output, mel_weight) + COMMITMENT * commitment
@@ -205,13 +221,15 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
         optimizer.step()
         losses.append(loss.item())
         ratios.append(signal_to_noise_db(wave.numpy(), output.detach().numpy()))
-        progress = {"step": progress["step"] + 1, "seconds": spent_before + time.time() - began}
+        spent = spent_before + time.time() - began
+        progress = {"step": progress["step"] + 1, "seconds": spent, "frozen": frozen}
         if time.time() - told_at > 30:
             told_at = time.time()
             minutes = progress["seconds"] / 60
+            stage = "decoder only" if frozen else "quantised" if quantised else "continuous"
             say(
                 f"codec {minutes:.1f} of {args.minutes} min, step {progress['step']}, "
-                f"{'quantised' if quantised else 'continuous'}, loss {np.mean(losses[-100:]):.3f}, "
+                f"{stage}, loss {np.mean(losses[-100:]):.3f}, "
                 f"SNR {np.mean(ratios[-100:]):.2f} dB"
             )
         if time.time() - saved_at > SAVE_EVERY_S:
@@ -292,9 +310,9 @@ def evaluate(model: EncodecModel, clips: np.ndarray) -> dict:
 def main() -> None:
     args = stage_arguments(__doc__.splitlines()[0], minutes=36).parse_args()
     start(args)
-    folder = args.work / "codec"
-    if (folder / "config.json").exists() and not args.force:
-        return say(f"{folder} is there")
+    folder, finished = args.work / "codec", args.work / "codec_finished.json"
+    if finished.exists() and not args.force:
+        return say(f"{finished} is there")
     clips, _ = load_clips(args.work, "train")
     model = build()
     model.train()
@@ -308,6 +326,7 @@ def main() -> None:
     results |= {"steps": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}
     say(str(results))
     record("codec", results)
+    write_json(finished, results)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,40 @@
 """Stage 4: all clips as codes [N, K, F], int16, in codes_SPLIT.safetensors.
 
-python recipes/codes.py --work build/tiny
+    python recipes/codes.py --work build/tiny
+
+The file grows as it goes, so stage 5 can begin beside it, and a second start goes on where the first one stopped.
 """
 
 import os
 
 import torch
 from common import load_clips, say, stage_arguments, start, to_float
-from safetensors.torch import save_file
+from elu import use_fast_elu
+from safetensors.torch import load_file, save_file
 from transformers import EncodecModel
 
-BATCH = 10  # clips
+SAVE_EVERY = 200  # clips
 
 
+@torch.no_grad()
 def main() -> None:
-    args = stage_arguments(__doc__.splitlines()[0]).parse_args()
+    parser = stage_arguments(__doc__.splitlines()[0])
+    parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"])
+    args = parser.parse_args()
     start(args)
-    model = EncodecModel.from_pretrained(args.work / "codec").eval()
-    for split in ("validation", "test", "train"):
+    model = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
+    for split in args.splits:
         out = args.work / f"codes_{split}.safetensors"
-        if out.exists() and not args.force:
-            say(f"{out} is there")
-            continue
         clips, _ = load_clips(args.work, split)
-        parts = []
-        for first in range(0, len(clips), BATCH):
-            with torch.no_grad():
-                codes = model.encode(to_float(clips[first : first + BATCH])[:, None]).audio_codes[0]
-            parts.append(codes.to(torch.int16))
-            if first % 500 == 0:
-                say(f"{split}: {first + len(codes)} of {len(clips)} clips encoded")
-        aside = out.with_name(out.name + ".part")
-        save_file({"codes": torch.cat(parts)}, aside)
-        os.replace(aside, out)
+        done = load_file(out)["codes"] if out.exists() and not args.force else torch.zeros(0, 4, 500, dtype=torch.int16)
+        for first in range(len(done), len(clips), SAVE_EVERY):
+            some = clips[first : first + SAVE_EVERY]
+            codes = [model.encode(to_float(clip)[None, None]).audio_codes[0].to(torch.int16) for clip in some]
+            done = torch.cat([done, *codes])
+            aside = out.with_name(out.name + ".part")
+            save_file({"codes": done}, aside)
+            os.replace(aside, out)
+            say(f"{split}: {len(done)} of {len(clips)} clips encoded")
 
 
 if __name__ == "__main__":

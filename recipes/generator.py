@@ -113,7 +113,7 @@ def draw_codes(codes: Tensor, step: int, rng: np.random.Generator) -> tuple[np.n
     return clips, torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)]).long()
 
 
-def train(args, model: MusicRLForConditionalGeneration, codes: Tensor, captions: Captions) -> dict:
+def train(args, model: MusicRLForConditionalGeneration, captions: Captions) -> dict:
     """Train until `args.minutes` are spent, over all restarts; the schedule follows the time."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
@@ -122,6 +122,7 @@ def train(args, model: MusicRLForConditionalGeneration, codes: Tensor, captions:
     if progress["step"]:
         say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
     rng = np.random.default_rng(args.seed + progress["step"])
+    codes = load_file(args.work / "codes_train.safetensors")["codes"]
     model.train()
     model.audio_encoder.eval()
     began, spent_before, saved_at, told_at, recent = time.time(), progress["seconds"], time.time(), time.time(), []
@@ -154,6 +155,7 @@ def train(args, model: MusicRLForConditionalGeneration, codes: Tensor, captions:
         if time.time() - saved_at > SAVE_EVERY_S:
             saved_at = time.time()
             save_training_state(folder, model, optimizer, progress)
+            codes = load_file(args.work / "codes_train.safetensors")["codes"]  # stage 4 may still be adding to it
     save_training_state(folder, model, optimizer, progress)
     return progress
 
@@ -219,10 +221,11 @@ def main() -> None:
     model.tokenizer = tokenizer
     if args.export:
         state = load_file(args.work / "generator_training" / "state.safetensors")
-        model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
+        state = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
+        state |= {f"audio_encoder.{n}": t for n, t in model.audio_encoder.state_dict().items()}  # may be newer
+        model.load_state_dict(state)
         return say(f"{export(model, args.checkpoints / 'musicrl-tiny') / 1e6:.1f} MB written")
-    codes = load_file(args.work / "codes_train.safetensors")["codes"]
-    progress = train(args, model, codes, Captions(rows, tokenizer))
+    progress = train(args, model, Captions(rows, tokenizer))
     results: dict = {name: progress[name] for name in ("step", "frames", "log")}
     results["minutes"] = round(progress["seconds"] / 60, 1)
     for split in ("validation", "test"):

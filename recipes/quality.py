@@ -1,0 +1,154 @@
+"""Stage 7: a predictor of the mean opinion score on the frozen sound encoder of stage 6.
+
+    python recipes/quality.py --work build/tiny
+
+Its labels are the simulated scores of degradations.py. Nobody rated anything: it knows this ladder, and not what people
+like about music.
+"""
+
+import numpy as np
+import torch
+from common import (
+    FRAME_RATE,
+    SAMPLING_RATE,
+    load_clips,
+    record,
+    say,
+    stage_arguments,
+    start,
+    to_float,
+    write_json,
+)
+from degradations import LADDERS, decode_degraded, degrade
+from elu import use_fast_elu
+from generator import move_files
+from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import EncodecModel
+
+from musicrl_hf.rewards.clap import load_clap
+from musicrl_hf.rewards.quality import QualityModel
+
+N_EXAMPLES = {"train": 3000, "validation": 400, "test": 400}
+CROP_S = 5
+CODED_SHARE, SCRAMBLED_SHARE, NO_MUSIC_SHARE = 0.45, 0.4, 0.03
+STEPS, LEARNING_RATE, WEIGHT_DECAY = 1500, 2e-3, 0.05
+KINDS = ("clean", *LADDERS, "codec", "scrambled", "several", "no_music")
+
+
+def example(clip: np.ndarray, codes: Tensor, codec: EncodecModel, rng: np.random.Generator) -> tuple:
+    """A degraded 5 s crop [T] of one clip, its simulated score, and the kind of degradation."""
+    length = CROP_S * SAMPLING_RATE
+    if rng.random() < NO_MUSIC_SHARE:
+        colour = rng.choice(["white", "quiet", "clicks"])
+        wave = rng.standard_normal(length) * (1e-3 if colour == "quiet" else 0.1)
+        if colour == "clicks":
+            wave *= rng.random(length) < 1e-4
+        return wave.astype(np.float32), 1.0, "no_music"
+    kept, losses, kind = 0, [], "clean"
+    begin = int(rng.integers((clip.shape[0] - length) // (SAMPLING_RATE // FRAME_RATE)))  # frames
+    if rng.random() < CODED_SHARE:
+        kept = int(rng.choice([4, 4, 4, 3, 2, 1]))
+        scrambled = float(rng.random()) if rng.random() < SCRAMBLED_SHARE else 0.0
+        crop = codes[:, begin : begin + CROP_S * FRAME_RATE]
+        wave, loss = decode_degraded(codec, crop, kept, scrambled, rng)
+        losses.append(loss)
+        kind = "scrambled" if scrambled else "codec"
+    else:
+        start_sample = begin * (SAMPLING_RATE // FRAME_RATE)
+        wave = to_float(clip[start_sample : start_sample + length]).numpy()
+    n_more = rng.choice([0, 1, 2], p=[0.5, 0.35, 0.15] if kept else [0.12, 0.68, 0.2])
+    for name in rng.choice(list(LADDERS), n_more, replace=False):
+        wave, loss = degrade(wave, name, float(rng.random()), rng)
+        losses.append(loss)
+        kind = str(name) if kind == "clean" and len(losses) == 1 else "several"
+    return wave, 1 + 4 * float(np.prod([1 - loss for loss in losses])), kind
+
+
+def features_of(args, model: QualityModel, split: str) -> dict[str, Tensor]:
+    """Features [N, D], simulated scores [N] and kinds [N] of a split, cached in the work folder."""
+    out = args.work / f"quality_{split}.safetensors"
+    if out.exists() and not args.force:
+        return load_file(out)
+    clips, _ = load_clips(args.work, split)
+    codes = load_file(args.work / f"codes_{split}.safetensors")["codes"]
+    codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
+    rng = np.random.default_rng([args.seed, len(clips), N_EXAMPLES[split]])
+    features, scores, kinds = [], [], []
+    while len(scores) < N_EXAMPLES[split]:
+        chosen = rng.integers(len(codes), size=20)
+        made = [example(clips[i], codes[i], codec, rng) for i in chosen]
+        features.append(model.features(torch.from_numpy(np.stack([m[0] for m in made]))[:, None], SAMPLING_RATE))
+        scores += [m[1] for m in made]
+        kinds += [KINDS.index(m[2]) for m in made]
+        if len(scores) % 200 == 0:
+            say(f"quality: {len(scores)} of {N_EXAMPLES[split]} {split} examples")
+    tensors = {"features": torch.cat(features), "scores": torch.tensor(scores), "kinds": torch.tensor(kinds)}
+    save_file(tensors, out)
+    return tensors
+
+
+def train(model: QualityModel, data: dict[str, dict[str, Tensor]]) -> float:
+    """Fit the head to the scores (mean squared error); keep the step that is best on validation. Its error there."""
+    model.head.fit(data["train"]["features"])
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    best, kept = float("inf"), {}
+    for step in range(STEPS):
+        model.train()
+        batch = torch.randint(len(data["train"]["scores"]), (256,))
+        loss = (model(data["train"]["features"][batch]) - data["train"]["scores"][batch]).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 25 == 24:
+            model.eval()
+            with torch.no_grad():
+                error = (model(data["validation"]["features"]) - data["validation"]["scores"]).pow(2).mean().item()
+            if error < best:
+                best, kept = error, {name: value.clone() for name, value in model.head.state_dict().items()}
+    model.head.load_state_dict(kept)
+    return best
+
+
+def main() -> None:
+    args = stage_arguments(__doc__.splitlines()[0]).parse_args()
+    start(args)
+    finished = args.work / "quality_finished.json"
+    if finished.exists() and not args.force:
+        return say(f"{finished} is there")
+    clap, _, extractor = load_clap(str(args.checkpoints / "musicrl-tiny-adherence"))
+    model = QualityModel.from_clap(clap, extractor)
+    data = {split: features_of(args, model, split) for split in N_EXAMPLES}
+    error = train(model, data)
+    model.eval()
+    test = data["test"]
+    with torch.no_grad():
+        predicted = model(test["features"])
+    results: dict = {
+        "labels": "simulated by recipes/degradations.py; nobody rated anything",
+        "examples": N_EXAMPLES,
+        "validation_rmse": round(error**0.5, 3),
+        "test_rmse": round(float((predicted - test["scores"]).pow(2).mean().sqrt()), 3),
+        "test_spearman": round(float(spearmanr(predicted, test["scores"]).statistic), 3),
+        "by_kind": {},
+    }
+    for index, kind in enumerate(KINDS):
+        rows = test["kinds"] == index
+        own = {"examples": int(rows.sum())}
+        if own["examples"]:
+            own["simulated_mean"] = round(float(test["scores"][rows].mean()), 2)
+            own["predicted_mean"] = round(float(predicted[rows].mean()), 2)
+        if own["examples"] > 10 and kind not in ("clean", "no_music"):  # these have one score only
+            own["spearman"] = round(float(spearmanr(predicted[rows], test["scores"][rows]).statistic), 3)
+        results["by_kind"][kind] = own
+    aside = args.checkpoints / ".musicrl-tiny-quality.part"
+    model.save_pretrained(aside)
+    results["bytes"] = move_files(aside, args.checkpoints / "musicrl-tiny-quality")
+    say(str(results))
+    record("quality", results)
+    write_json(finished, results)
+
+
+if __name__ == "__main__":
+    main()
