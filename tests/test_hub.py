@@ -261,6 +261,15 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert read_record(tmp_path / "elsewhere") == Record()
 
 
+def test_a_base_beside_the_run_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, base in [("first", "facebook/musicgen-small"), ("second", "first")]:
+        Path(name).mkdir()
+        write_record(name, Record(base_model=base))
+    monkeypatch.chdir("/")
+    assert base_of(tmp_path / "second") == "facebook/musicgen-small"
+
+
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_a_broken_record_is_named(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
@@ -544,9 +553,11 @@ def test_a_refusal_is_one_clear_error(hub, folders, tmp_path):
     assert lines[0] == lines[1]
     assert lines[0].startswith("PermissionError the Hub did not accept your token for tester/secret: sign in with")
     assert lines[2].startswith("PermissionError your token may not write to others/theirs")
-    assert [
-        line[:3] for line in hub.requests if "/api/repos/create" in line and line[0] == "4"
-    ][-3:] == ["401", "401", "403"]
+    assert [line[:3] for line in hub.requests if "/api/repos/create" in line and line[0] == "4"][-3:] == [
+        "401",
+        "401",
+        "403",
+    ]
     assert not {("model", "tester/secret"), ("model", "others/theirs")} & set(hub.repositories)
 
 

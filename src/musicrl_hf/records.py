@@ -85,11 +85,15 @@ def read_record(folder: str | Path) -> Record:
 def write_record(folder: str | Path, record: Record) -> Path:
     """Write `result.json` into a model's folder, aside and renamed; fields that say nothing are left out.
 
+    A base model that is a folder is written as an absolute path, so that it is found from anywhere on this computer.
+
     Example:
         >>> write_record("out/dpo", Record(base_model="musicrl-tiny", method="DPO", metrics={"win rate": 0.61}))
     """
     path = Path(folder) / RECORD_FILE
     content = {key: value for key, value in dataclasses.asdict(record).items() if value not in (None, [], {})}
+    if record.base_model is not None and Path(record.base_model).is_dir():
+        content["base_model"] = name_of(Path(record.base_model).resolve())
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

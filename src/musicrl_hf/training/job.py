@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -16,8 +15,8 @@ from peft import LoraConfig
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..audio import atomic_path
 from ..preferences.schema import read_prompts as read_prompts
+from ..records import Record, write_record
 from .callbacks import MetricsWriter
 from .ppo_policy import LORA_TARGETS
 
@@ -119,18 +118,17 @@ def run_trainer(
     if trainer.accelerator.is_main_process:
         logged = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
         processes = trainer.accelerator.num_processes
-        record = {
-            "base_model": job.model,
-            "method": method,
-            "config": dataclasses.asdict(job),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-            "hardware": f"{processes} x {_device_name()}",
-            "seconds": time.monotonic() - started,
-            "metrics": metrics | {"world_size": processes} | logged | evaluated,
-        }
-        with atomic_path(Path(job.output_dir) / "result.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record = Record(
+            base_model=job.model,
+            method=method,
+            metrics=metrics | {"world_size": processes} | logged | evaluated,
+            config=dataclasses.asdict(job),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            date=datetime.date.today().isoformat(),
+            hardware=f"{processes} x {_device_name()}",
+            seconds=time.monotonic() - started,
+        )
+        write_record(job.output_dir, record)
     trainer.accelerator.wait_for_everyone()
     return Path(job.output_dir)
 
