@@ -173,7 +173,55 @@ def run_align(job: AlignJob) -> Path:
             )
         ),
     )
+    table = summary_table(json.loads((out / "evaluation" / "results.json").read_text()))
+    with atomic_path(out / "table.txt") as temporary:
+        temporary.write_text(table + "\n")
+    print(f"\n{table}\n\nHear the clips and see the whole comparison: {out / 'evaluation' / 'index.html'}")
     return out
+
+
+def summary_table(result: dict[str, Any]) -> str:
+    """The loop's outcome as text, one line a system.
+
+    Args:
+        result: what `evaluate_models` gives and `evaluation/results.json` holds; the first model is the base.
+    """
+    base, *tuned = result["models"]
+    rates = {row["model"]: row for row in result["win_rates"] if row["against"] == base}
+    scores = {row["model"]: row["mean"] for row in result["mos"]}
+    rewards = {name: {row["model"]: row["mean"] for row in table["means"]} for name, table in result["rewards"].items()}
+    labels = {name: name.partition(":")[0] for name in rewards}
+    head = ["system", f"win rate against {base} [95 %]", "w/t/l", "mean rating", *labels.values(), "diversity (dB)"]
+    rows = [head]
+    for name in (base, *tuned):
+        rate = rates.get(name)
+        rows.append(
+            [
+                name,
+                _percentages(rate),
+                "" if rate is None else f"{rate['wins']}/{rate['ties']}/{rate['losses']}",
+                f"{scores[name]:.2f}",
+                *(f"{means[name]:.3f}" for means in rewards.values()),
+                f"{result['metrics'][name]['timbre_distance_db']['mean']:.2f}",
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    raters = result["raters"]
+    kind = f"simulated listeners ({raters['simulated']})" if raters["simulated"] else "listeners"
+    note = (
+        f"{result['prompts']} held-out prompts, {raters['per_clip']} of {raters['listeners']} {kind} rate each clip from "
+        "1 to 5. Nobody listened.\nThis is the short version: a few steps on a small model, so that it takes minutes."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _percentages(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return ""
+    if rate["win_rate"] is None:
+        return "only ties"
+    return f"{rate['win_rate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}]"
 
 
 class _Stages:

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from tiny import tiny_generator
+from transformers import MusicgenForConditionalGeneration
+
+from musicrl_hf.align import RECIPES, AlignJob, recipe_file, run_align
+from musicrl_hf.config import load_config
+
+
+def loudness(prompts, audio, sampling_rate):
+    return audio.square().mean((1, 2)).sqrt()
+
+
+def smoothness(prompts, audio, sampling_rate):
+    return -(audio[..., 1:] - audio[..., :-1]).abs().mean((1, 2))
+
+
+def test_every_bundled_recipe_is_a_job():
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert load_config(AlignJob, recipe_file(path.stem)).output_dir
+
+
+def test_the_loop_end_to_end(tmp_path, capsys):
+    """Random weights at tiny size: every stage runs on what the stage before it wrote, and the end is a stock MusicGen."""
+    torch.manual_seed(0)
+    tiny_generator().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text(
+        "".join(f"{word} air\n" for word in ("slow", "fast", "happy", "sad", "loud", "soft", "pop", "rock"))
+    )
+    (tmp_path / "heldout.txt").write_text("piano reel\nflute reel\nviolin reel\n")
+    job = AlignJob(
+        output_dir=str(tmp_path / "out"),
+        model=str(tmp_path / "model"),
+        adherence="test_align:loudness",
+        quality="test_align:smoothness",
+        prompts=str(tmp_path / "prompts.txt"),
+        eval_prompts=str(tmp_path / "heldout.txt"),
+        heldout_prompts=3,
+        duration_s=1.0,
+        listeners=3,
+        panel=3,
+        reward_steps=2,
+        dpo_steps=2,
+        ppo_steps=2,
+        ppo_batch_size=2,
+    )
+    out = run_align(job)
+    printed = capsys.readouterr().out
+    result = json.loads((out / "evaluation" / "results.json").read_text())
+    assert result["models"] == ["base", "r", "dpo", "ru"]
+    assert result["prompts"] == 3
+    assert (out / "table.txt").read_text().strip() in printed
+    assert "simulated listeners" in printed
+    assert "Nobody listened" in printed
+    assert "<audio" in (out / "evaluation" / "index.html").read_text()
+    base = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "model").state_dict()
+    for name in ("r", "dpo", "ru"):
+        tuned = MusicgenForConditionalGeneration.from_pretrained(out / name).state_dict()
+        assert tuned.keys() == base.keys()
+        assert any(not torch.equal(tuned[key], base[key]) for key in base if key.startswith("decoder."))
+        assert all(torch.equal(tuned[key], base[key]) for key in base if key.startswith("audio_encoder."))
+    assert run_align(job) == out  # everything is there: nothing is done again
+    assert capsys.readouterr().out.count("done before") == 6
+
+
+def test_prompts_on_both_sides_are_refused(tmp_path):
+    (tmp_path / "prompts.txt").write_text("slow air\nfast air\n")
+    with pytest.raises(ValueError, match="`eval_prompts` holds '(fast|slow) air', which `prompts` holds too"):
+        run_align(
+            AlignJob(
+                output_dir=str(tmp_path / "out"),
+                prompts=str(tmp_path / "prompts.txt"),
+                eval_prompts=str(tmp_path / "prompts.txt"),
+                heldout_prompts=2,
+            )
+        )
+
+
+@pytest.mark.parametrize(("field", "value"), [("panel", 0), ("ppo_steps", 0), ("duration_s", 31.0)])
+def test_settings_out_of_range_are_named(field, value):
+    with pytest.raises(ValueError, match=f"`{field}` must be .*got {value}"):
+        AlignJob(output_dir="out", **{field: value})
