@@ -79,8 +79,9 @@ def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tup
     losses = []
     for k, head in enumerate(model.decoder.lm_heads):
         # Codebook k lags k steps: its codes are what the steps k to k + F predict; all others are pads.
-        logits = head(hidden[:, k : k + frames]).transpose(1, 2).float()
-        losses.append(nn.functional.cross_entropy(logits, codes[:, k], reduction="none").mean(1))
+        logits = head(hidden[:, k : k + frames]).flatten(0, 1).float()  # softmax over the last axis is the fast one
+        nats = nn.functional.cross_entropy(logits, codes[:, k].flatten(), reduction="none")
+        losses.append(nats.view(len(codes), frames).mean(1))
     return torch.stack(losses, 1)
 
 
