@@ -102,11 +102,11 @@ class AudioCodec:
             groups.append((rows, codes, scales))
         codes = torch.zeros(batch, self.num_codebooks, max(g[1].shape[-1] for g in groups), dtype=torch.long)
         codes = codes.to(audio.device)
-        has_scales = groups[0][2] is not None
-        scales = audio.new_ones(batch, max(g[2].shape[-1] for g in groups)) if has_scales else None
+        chunks = max(0 if group_scales is None else group_scales.shape[-1] for _, _, group_scales in groups)
+        scales = audio.new_ones(batch, chunks) if chunks else None
         for rows, group_codes, group_scales in groups:
             codes[rows.to(audio.device), :, : group_codes.shape[-1]] = group_codes
-            if scales is not None:
+            if scales is not None and group_scales is not None:
                 scales[rows.to(audio.device), : group_scales.shape[-1]] = group_scales
         return EncodedAudio(codes, scales, lengths)
 

@@ -10,7 +10,7 @@ class MusicRLConfig(MusicgenConfig):
 
     auto_map: ClassVar[dict] = {}
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):  # type: ignore[override]
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):
         """The part that describes the language model: this config, where the caller does not say which part.
 
         The stock class refuses, since it has two candidates. Trainers write text token ids into what they get here,

@@ -61,7 +61,7 @@ class Clips:
     sampling_rate: int
 
 
-class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGeneration):  # type: ignore[misc]
+class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGeneration):
     """MusicGen with its tokenizer, exact step log-probabilities and a sampler that gives back the codes.
 
     Example:
