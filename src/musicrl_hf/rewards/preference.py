@@ -53,9 +53,9 @@ class PreferenceConfig(PreTrainedConfig):
     }
 
     backbone: str = "generator"
-    generator: dict | PreTrainedConfig | None = None
-    clap: dict | PreTrainedConfig | None = None
-    feature_extractor: dict | None = None
+    generator: Any = None  # read from a dict, held as the configuration class
+    clap: Any = None
+    feature_extractor: Any = None
     use_text: bool = True
     loudness_lufs: float | None = -23.0
     pooling: str = "statistics"
@@ -69,7 +69,7 @@ class PreferenceConfig(PreTrainedConfig):
         if self.backbone not in BACKBONES:
             raise ValueError(f"`backbone` must be one of {', '.join(BACKBONES)}, got {self.backbone!r}.")
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):  # type: ignore[override]
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):
         """This config: trainers write their padding id into what they get here, and the parts' own must stay."""
         return self
 

@@ -38,8 +38,8 @@ class QualityConfig(PreTrainedConfig):
     model_type = "musicrl_quality"
     sub_configs_defaults = {"audio_config": ClapAudioConfig}
 
-    audio_config: dict | PreTrainedConfig | None = None
-    feature_extractor: dict | None = None
+    audio_config: Any = None  # read from a dict, held as the configuration class
+    feature_extractor: Any = None
     pooling: str = "statistics"
     loudness_lufs: float | None = -23.0
     head_size: int = 64

@@ -143,7 +143,7 @@ class FlatPreferenceModel(PreferenceModel):
         """Nothing is copied: training this trains `model`."""
         flat = copy.copy(model)
         flat.__class__ = cls
-        return flat  # type: ignore[return-value]
+        return flat
 
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
@@ -166,7 +166,7 @@ class TabledPreferenceModel(PreferenceModel):
         tabled = copy.copy(model)
         tabled.__class__ = cls
         tabled.table = table
-        return tabled  # type: ignore[return-value]
+        return tabled
 
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
