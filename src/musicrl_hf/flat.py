@@ -247,7 +247,7 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
         return CausalLMOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -321,7 +321,7 @@ class FlatTokenizer(PreTrainedTokenizerBase):
             return [self._moved(part) for part in ids]
         return ids + self.audio_ids
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:  # type: ignore[override]
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         words = [int(i) - self.audio_ids for i in ids if i >= self.audio_ids]
         text = str(self.text_tokenizer.decode(words, skip_special_tokens=skip_special_tokens))

@@ -116,7 +116,7 @@ def run_trainer(
     trainer.save_model(job.output_dir)
     evaluated = trainer.evaluate() if evaluate else {}
     if trainer.accelerator.is_main_process:
-        logged = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
+        logged: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
         processes = trainer.accelerator.num_processes
         record = Record(
             base_model=job.model,

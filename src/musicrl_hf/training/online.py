@@ -316,4 +316,4 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
         heard = prompts[:4]
         writer = SampleWriter(trainer.generator, heard, job.sample_steps, job.duration_s, job.temperature, job.seed)
         trainer.add_callback(writer)  # type: ignore[attr-defined]
-    return run_trainer(trainer, job, method, {"prompts": len(prompts)})  # type: ignore[arg-type]
+    return run_trainer(trainer, job, method, {"prompts": len(prompts)})
