@@ -29,7 +29,7 @@ from musicrl_hf.hub import prepare_model, prepare_preferences, push_model
 from musicrl_hf.licences import LICENCES, choose_licence, licence_of_sources
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
 from musicrl_hf.records import Record, base_of, origin_of, read_record, write_record
-from musicrl_hf.rewards.quality import QualityModel
+from musicrl_hf.rewards import PreferenceModel, QualityModel
 
 TESTS = Path(__file__).parent
 SAMPLING_RATE = 400  # Hz
@@ -63,7 +63,7 @@ def folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("saved")
     generator = tiny_generator()
     generator.save_pretrained(root / "generator")
-    adapter = get_peft_model(generator, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
+    adapter = get_peft_model(tiny_generator(), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     with torch.no_grad():
         for name, weight in adapter.named_parameters():
             if "lora_B" in name:
@@ -76,6 +76,7 @@ def folders(tmp_path_factory) -> Path:
     for part in (clap, tokenizer, extractor):
         part.save_pretrained(root / "adherence")
     QualityModel.from_clap(clap, extractor).save_pretrained(root / "quality")
+    PreferenceModel.from_generator(generator).save_pretrained(root / "preference")
     save_preferences(preferences_from_rows(preference_rows(["a", "b", "tie", "a", "both_bad"])), root / "preferences")
     return root
 
@@ -123,7 +124,9 @@ def test_a_card_says_where_nothing_was_recorded(folders):
     assert "base_model" not in data
 
 
-@pytest.mark.parametrize(("kind", "library"), [("adherence", "transformers"), ("quality", "musicrl_hf")])
+@pytest.mark.parametrize(
+    ("kind", "library"), [("adherence", "transformers"), ("quality", "musicrl_hf"), ("preference", "musicrl_hf")]
+)
 def test_the_card_of_a_reward(folders, kind, library):
     card = model_card(folders / kind, "me/reward", license="apache-2.0")
     data = check_card(card)
@@ -459,18 +462,20 @@ for code in sys.argv[2:]:
 def test_rewards_go_there_and_back(hub, folders, tmp_path):
     write_audio(tmp_path / "tune.wav", torch.randn(1, 16000) / 10, 16000)
     push = """
-from musicrl_hf import QualityModel
+from musicrl_hf import PreferenceModel, QualityModel
 push_model(folders / "adherence", "tester/adherence", license="apache-2.0")
-QualityModel.from_pretrained(str(folders / "quality")).push_to_hub("tester/quality", license="apache-2.0")
+for kind, model in (("quality", QualityModel), ("preference", PreferenceModel)):
+    model.from_pretrained(str(folders / kind)).push_to_hub(f"tester/{kind}", license="apache-2.0")
 for code in sys.argv[2:]:
     exec(code, {})
 """
-    cards = [model_card(folders / kind, f"tester/{kind}", license="apache-2.0") for kind in ("adherence", "quality")]
+    kinds = ("adherence", "quality", "preference")
+    cards = [model_card(folders / kind, f"tester/{kind}", license="apache-2.0") for kind in kinds]
     blocks = [block for card in cards for block in python_blocks(card)]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     out = succeeds(client(hub, tmp_path, push, folders, *blocks))
-    assert out.count("tensor([") == 2
-    assert [hub.files("model", f"tester/{kind}")["README.md"].decode() for kind in ("adherence", "quality")] == cards
+    assert out.count("tensor([") == 3
+    assert [hub.files("model", f"tester/{kind}")["README.md"].decode() for kind in kinds] == cards
 
 
 def test_preferences_go_there_and_back_streaming_too(hub, folders, tmp_path):

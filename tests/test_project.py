@@ -1,6 +1,7 @@
 """The project as a whole: modules, configurations, examples, README, cards and records. Each check says that it found some."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -17,7 +18,7 @@ import yaml
 import musicrl_hf
 from musicrl_hf.bundled import BUNDLED, CHECKPOINTS, resolve
 from musicrl_hf.cards import check_card, model_card
-from musicrl_hf.cli import JOBS
+from musicrl_hf.cli import JOBS, _parser
 from musicrl_hf.config import load_config
 from musicrl_hf.records import read_record
 
@@ -35,6 +36,7 @@ PAGES = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("model_cards/*.md")}
 )
 README = ROOT / "README.md"
+COMMANDS = next(action.choices for action in _parser()._actions if action.dest == "command")
 LAYERS = (  # each may import from those before it, and from its own
     ("_environment", "audio", "descriptors", "config"),
     ("bundled",),
@@ -137,18 +139,21 @@ def test_there_are_yaml_files():
     assert {"ci.yml", "CITATION.cff", ".pre-commit-config.yaml"} <= names
 
 
+def job_of(path: Path) -> str:
+    """The command that a configuration says in its comments that it is for."""
+    commands = re.findall(rf"musicrl (\w+) --config examples/configs/{re.escape(path.name)}", path.read_text())
+    assert commands, f"{path} does not say how to run it"
+    return commands[0]
+
+
 @pytest.mark.parametrize("path", JOB_CONFIGS, ids=lambda path: path.name)
 def test_every_job_configuration_is_one(path):
-    """The name of the file says which job reads it: dpo.yaml, dpo_musicgen_small.yaml, ..."""
-    command = path.stem.split("_")[0]
-    module, config_class, _, _ = JOBS[command]
-    required = {} if "output_dir" in yaml.safe_load(path.read_text()) else {"--output_dir": "out"}
-    words = [word for pair in required.items() for word in pair]
-    load_config(getattr(importlib.import_module(f"musicrl_hf.{module}"), config_class), path, words)
+    module, config_class, _, _ = JOBS[job_of(path)]
+    load_config(getattr(importlib.import_module(f"musicrl_hf.{module}"), config_class), path)
 
 
 def test_there_is_a_configuration_for_each_training_job():
-    assert {"reward", "dpo", "ppo", "rloo", "grpo"} <= {path.stem.split("_")[0] for path in JOB_CONFIGS}
+    assert {"reward", "dpo", "ppo", "rloo", "grpo"} <= {job_of(path) for path in JOB_CONFIGS}
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------------
@@ -200,29 +205,52 @@ def shell_lines(page: Path) -> list[str]:
     """Commands in the page's shell blocks, with lines that end in a backslash put together."""
     blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", page.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip().removeprefix("$ ") for line in lines]
+    return [line.split(" #")[0].strip().removeprefix("$ ") for line in lines]
+
+
+def options_of(command: str) -> set[str]:
+    """What `musicrl COMMAND` takes, with the fields of its job."""
+    options = set(COMMANDS[command]._option_string_actions)
+    if command in JOBS:
+        module, config_class, _, _ = JOBS[command]
+        job = getattr(importlib.import_module(f"musicrl_hf.{module}"), config_class)
+        options |= {f"--{field.name}" for field in dataclasses.fields(job)}
+    return options
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
-def test_commands_on_the_pages_exist(page, capsys):
-    from musicrl_hf.cli import _parser
-
-    known = set(next(iter(_parser()._subparsers._group_actions)).choices)
+def test_commands_on_the_pages_exist(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    inline = re.findall(r"`((?:musicrl|make) [^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
     checked = 0
-    for line in shell_lines(page):
-        words = line.split()
-        if "musicrl" in words[:1]:
-            assert words[1] in known or words[1].startswith("-"), line
+    for line in [*shell_lines(page), *inline]:
+        words = [word.rpartition("/")[2] if word.endswith("/musicrl") else word for word in line.split()]
+        if words[:1] == ["musicrl"] and not words[1].startswith(("-", ".")):
+            assert words[1] in COMMANDS, line
+            unknown = {word.split("=")[0] for word in words[2:] if word.startswith("--")} - options_of(words[1])
+            assert not unknown, line
             checked += 1
         elif words[:1] == ["make"]:
             assert {word for word in words[1:] if "=" not in word} <= targets, line
             checked += 1
         scripts = [word for word in words if re.fullmatch(r"(examples|recipes|model_cards)/[\w/.-]+", word)]
-        missing = [word for word in scripts if not (ROOT / word).exists()]
-        assert not missing, line
+        assert not [word for word in scripts if not (ROOT / word).exists()], line
         checked += len(scripts)
-    assert checked, f"{page.name} shows no command"
+    assert checked > 2, f"{page.name} shows hardly a command"
+
+
+def test_every_test_that_the_architecture_names_exists():
+    named = re.findall(r"(test_\w+\.py)`?::`?(test_\w+)", (ROOT / "ARCHITECTURE.md").read_text())
+    assert len(named) > 20
+    written = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    assert not [(file, name) for file, name in named if f"def {name}(" not in written.get(file, "")]
+
+
+def test_the_architecture_lists_every_module():
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    modules = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert len(modules) > 20
+    assert not [path.name for path in modules if path.name not in page]
 
 
 def test_python_on_the_pages_parses():
