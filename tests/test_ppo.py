@@ -10,6 +10,7 @@ import soundfile
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from test_losses import slow_gae
 from tiny import tiny_generator
 from torch import Tensor
 from torch.testing import assert_close
@@ -191,12 +192,20 @@ def test_clips_and_scores_follow_one_distribution(tmp_path):
     assert clips["old_logprobs"].shape == (4, 4 + 4 - 1)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("objective", ["paper", "ppo"])
-def test_the_first_kl_is_zero_though_the_checkpoint_says_dropout(tmp_path, objective, lora):
+@pytest.mark.parametrize(
+    ("objective", "lora", "bf16"),
+    [
+        ("paper", False, False),
+        ("paper", True, False),
+        ("ppo", False, False),
+        ("ppo", True, True),
+        ("paper", False, True),
+    ],
+)
+def test_the_first_kl_is_zero_though_the_checkpoint_says_dropout(tmp_path, objective, lora, bf16):
     generator = readable_generator(dropout=0.1)
     model = add_lora(generator, LORA, "base") if lora else generator
-    trainer = MusicPPOTrainer(model, even_codes, config(tmp_path, objective=objective), PROMPTS)
+    trainer = MusicPPOTrainer(model, even_codes, config(tmp_path, objective=objective, bf16=bf16), PROMPTS)
     trainer.train()
     assert logged(trainer, "kl")[0] == 0.0
     assert logged(trainer, "kl")[1] > 0.0
@@ -225,19 +234,51 @@ def test_a_batch_of_two_equals_two_accumulation_steps_of_one(tmp_path, objective
         assert_close(value, weights[1][name], atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_whitened_rewards_scale_reward_and_kl_alike(tmp_path):
-    """Whitening divides by one number, so the mix of reward and KL, hence the first PPO gradient, stays as it was."""
-    gradients = []
-    for whiten in (False, True):
-        args = config(tmp_path, objective="ppo", kl_coef=0.1, whiten_rewards=whiten, vf_coef=0.0, gamma=1.0, lam=1.0)
-        trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS, ref_model=tiny_generator(seed=3))
-        trainer.model.value_head.weight.data.fill_(1e-20)  # a head that has been trained is left as it is: V = 0
-        trainer.compute_loss(trainer.model, trainer.rollout(PROMPTS)).backward()
-        gradients.append(trainer.model.generator.decoder.lm_heads[0].weight.grad)
-    # shift_mean=False keeps the mean: whitened step rewards are (r - m) / s + m, a constant more a step, which is a
-    # different baseline; over the same four clips it moves advantages only along the steps.
-    cosine = torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
-    assert cosine > 0.9
+@pytest.mark.parametrize("whiten", [False, True])
+def test_the_kl_in_the_loss_is_scaled_as_the_advantages_are(tmp_path, whiten):
+    """Otherwise kl_coef would no longer be the price of a nat in units of the reward."""
+    args = config(tmp_path, objective="ppo", kl_coef=0.1, whiten_rewards=whiten)
+    trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS, ref_model=tiny_generator(seed=3))
+    clips = trainer.rollout(PROMPTS)
+    with torch.no_grad():
+        kl = trainer.view(clips["input_ids"], clips["attention_mask"], clips["codes"])["kl"]
+    rewards = torch.cat([-0.1 * kl[:, 1:], clips["scores"][:, None]], 1)
+    spread = rewards.std(unbiased=False) if whiten else torch.ones(())
+    if whiten:
+        rewards = (rewards - rewards.mean()) / spread + rewards.mean()
+    advantages = torch.tensor(
+        [slow_gae(r, v, 1.0, 0.95) for r, v in zip(rewards.tolist(), clips["old_values"].tolist())]
+    )
+    assert trainer._kl_weight == pytest.approx(0.1 / float(spread * advantages.std(unbiased=False)), rel=1e-3)
+    whitened = (advantages - advantages.mean()) / advantages.std(unbiased=False)
+    assert_close(clips["advantages"], whitened, atol=1e-4, rtol=1e-3)
+    assert_close(clips["returns"], advantages + clips["old_values"])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_changes_nothing(tmp_path, lora):
+    weights = []
+    for checkpointing in (False, True):
+        generator = readable_generator()
+        torch.manual_seed(1)
+        model = add_lora(generator, LORA, "base") if lora else generator
+        args = config(tmp_path, activation_checkpointing=checkpointing, objective="ppo")
+        trainer = MusicPPOTrainer(model, even_codes, args, PROMPTS)
+        trainer.train()
+        layers = generator.decoder.model.decoder.layers
+        assert all(layer.gradient_checkpointing == checkpointing for layer in layers)
+        weights.append(trainer.model.state_dict())
+    for name, value in weights[0].items():
+        assert_close(value, weights[1][name], msg=name)
+
+
+def test_clips_are_sampled_in_chunks_that_fit(tmp_path):
+    args = config(tmp_path, objective="ppo", local_rollout_forward_batch_size=3)
+    trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS)
+    clips = trainer.rollout(PROMPTS)
+    assert {name: len(values) for name, values in clips.items()} == dict.fromkeys(clips, 4)
+    twin = trainer.model.generator.step_logprobs(clips["codes"], PROMPTS, temperature=0.99)
+    assert_close(clips["old_logprobs"], twin)
 
 
 def test_stereo_trains_eight_codebooks(tmp_path):
@@ -657,7 +698,10 @@ def test_the_job_from_yaml_to_folder_and_on_from_its_last_checkpoint(tmp_path, m
         p.name for p in out.iterdir()
     }
     straight = load_file(out / weights)
-    assert json.loads((out / "result.json").read_text())["base_model"] == "base"
+    result = json.loads((out / "result.json").read_text())
+    assert (Path(result["base_model"]).name, result["method"]) == ("base", "REINFORCE with a value baseline")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_reward" in line] == [0, 2, 4, 4]  # the last one for result.json
 
     resume = ["--resume_from_checkpoint", "out/checkpoint-2", "--output_dir", "again"]
     again = run_ppo(load_config(PPOJob, "job.yaml", resume))
@@ -666,3 +710,18 @@ def test_the_job_from_yaml_to_folder_and_on_from_its_last_checkpoint(tmp_path, m
     load_generator(again).sample(["slow piano"], duration_s=0.1, seed=0)
     with pytest.raises(FileNotFoundError, match="resume_from_checkpoint"):
         run_ppo(load_config(PPOJob, "job.yaml", ["--resume_from_checkpoint", "last", "--output_dir", "empty"]))
+
+
+CONFIGS = sorted((Path(__file__).parent.parent / "examples" / "configs").glob("*.yaml"))
+OURS = {"ppo", "ppo_paper", "musicrl_r", "musicrl_u", "musicrl_ru"}
+
+
+def test_the_example_configs_are_jobs():
+    found = {path.stem: load_config(PPOJob, path) for path in CONFIGS if path.stem in OURS}
+    assert set(found) == OURS
+    for job in found.values():
+        assert job.trainer_config().max_steps == job.max_steps
+    ru, r = found["musicrl_ru"], found["musicrl_r"]
+    assert ru.model == ru.ref_model == r.output_dir  # RU starts from R and is anchored to it
+    assert all(found[name].objective == "paper" for name in OURS - {"ppo"})
+    assert (r.max_steps, found["musicrl_u"].max_steps, ru.max_steps) == (10_000, 2_000, 1_000)  # the paper's choices

@@ -2,7 +2,9 @@
 
 The action is one decoder step: its K codes are drawn at once and share one ratio, one advantage and one value. The clip is
 sampled without guidance and without top-k at the temperature that it is scored at, so that the policy that is trained is
-the policy that was sampled.
+the policy that was sampled. All clips of a run are equally long, so nothing but the delay pattern's corners is padded.
+
+Left out: an entropy bonus, a KL coefficient that adapts itself, and a reward inside the clip.
 """
 
 import itertools
@@ -17,7 +19,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..rewards import AdherenceReward, CombinedReward, Reward, check_scores, load_rewards
@@ -52,6 +54,7 @@ class MusicPPOTrainer(Trainer):
 
     args: MusicPPOConfig
     model: PolicyWithValue
+    control: TrainerControl
 
     def __init__(
         self,
@@ -82,8 +85,8 @@ class MusicPPOTrainer(Trainer):
             model=policy,
             args=args,
             data_collator=list,
-            train_dataset=list(train_dataset),  # type: ignore[arg-type]
-            eval_dataset=None if eval_dataset is None else list(eval_dataset),  # type: ignore[arg-type]
+            train_dataset=list(train_dataset),
+            eval_dataset=None if eval_dataset is None else list(eval_dataset),
             callbacks=callbacks,
         )
         self.anchor.to(self.accelerator.device)
@@ -120,7 +123,7 @@ class MusicPPOTrainer(Trainer):
         self._micro_batch = 0
         return super().train(*args, **kwargs)
 
-    def _prepare_inputs(self, inputs: list[str]) -> dict[str, Tensor]:  # type: ignore[override]
+    def _prepare_inputs(self, inputs: list[str]) -> dict[str, Tensor]:
         """The clips of the next forward pass; samples a new set where the last one is used up."""
         args, per_epoch = self.args, self.micro_batches_per_epoch
         epoch, position = divmod(self._micro_batch % (args.num_ppo_epochs * per_epoch), per_epoch)
@@ -379,7 +382,8 @@ def run_ppo(job: PPOJob) -> Path:
     if job.max_kl is not None:
         callbacks.append(KLBudget(job.max_kl))
     trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks)
-    return run_trainer(trainer, job, job.objective, {"reward": job.reward})
+    method = "PPO" if job.objective == "ppo" else "REINFORCE with a value baseline"
+    return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)
 
 
 def _check_prompts(name: str, prompts: Sequence[str]) -> None:

@@ -154,11 +154,11 @@ class PPOJob(PPOSettings, TrainingJob):
 
     def trainer_config(self) -> MusicPPOConfig:
         """The trainer's arguments for this job."""
-        arguments = self.shared_arguments()
         return MusicPPOConfig(
             **{name: vars(self)[name] for name in PPOSettings.__dataclass_fields__},
-            **arguments,
+            **self.shared_arguments(),
             per_device_eval_batch_size=self.per_device_eval_batch_size,
             eval_strategy="steps" if self.eval_steps else "no",
             eval_steps=self.eval_steps or None,
+            eval_on_start=bool(self.eval_steps) and self.resume_from_checkpoint is None,
         )

@@ -19,9 +19,10 @@ LORA_TARGETS = r".*decoder\.model\.decoder\.layers\.\d+\..*(q_proj|k_proj|v_proj
 
 
 def add_lora(generator: MusicRLForConditionalGeneration, config: LoraConfig, base_name: str) -> PeftModel:
-    """Put a fresh adapter on a generator, and have the saved adapter call its base `base_name`, as the user typed it."""
+    """Put a fresh adapter on a generator; the saved adapter calls its base `base_name`, a folder by its whole path."""
     model = get_peft_model(generator, config)
-    model.peft_config["default"].base_model_name_or_path = base_name
+    base = str(Path(base_name).resolve()) if Path(base_name).is_dir() else base_name
+    model.peft_config["default"].base_model_name_or_path = base
     return model
 
 
