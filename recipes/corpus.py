@@ -18,11 +18,7 @@ import pretty_midi
 from captions import MOOD_WORDS
 from common import read_json, record, say, stage_arguments, start, write_json
 
-BOOKS = {
-    "oneills1850": "O'Neill's Music of Ireland (1903)",
-    "ryansMammoth": "Ryan's Mammoth Collection (1883)",
-    "airdsAirs": "Aird's Airs (1782-1801)",
-}
+BOOKS = ("oneills1850", "ryansMammoth", "airdsAirs")  # O'Neill's, Ryan's, Aird's: see ATTRIBUTION.md
 INCIPIT_NOTES = 12
 MIN_NOTES = 24
 HELD_OUT_SHARE = 0.07  # of the tunes, for validation and again for test

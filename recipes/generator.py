@@ -63,7 +63,7 @@ def build(codec: EncodecModel) -> MusicRLForConditionalGeneration:
     generation = model.generation_config
     generation.do_sample = True
     generation.guidance_scale = 3.0
-    generation.max_length = CROP_S * FRAME_RATE + N_CODEBOOKS  # S steps and the start
+    generation.max_length = CROP_S * FRAME_RATE + N_CODEBOOKS - 1  # stock `generate` then gives exactly five seconds
     model.restore_audio_token_ids()
     return model
 
@@ -203,6 +203,7 @@ def move_files(aside: Path, folder: Path) -> int:
     """Replace a folder's files one by one, the weights first; bytes of the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(aside.iterdir(), key=lambda p: p.suffix != ".safetensors"):
+        path.chmod(0o644)  # safetensors files come out readable by their owner only
         os.replace(path, folder / path.name)
     aside.rmdir()
     return sum(path.stat().st_size for path in folder.iterdir())
