@@ -24,8 +24,8 @@ STAGES = {  # what was measured for each model, in this order
 NOT_MEASURED = ("command", "date", "hardware", "versions", "log", "bytes")
 DATA = (
     "{clips:,} clips of 10 s ({hours:g} h), 16 kHz mono, rendered for this purpose from {tunes:,} folk tunes of three printed "
-    "collections in the public domain (O'Neill's Music of Ireland, Ryan's Mammoth Collection, Aird's Airs; split into "
-    "training, validation and test by tune) with the sound font FluidR3Mono_GM (MIT). The captions were written by rules from "
+    "collections in the public domain (O'Neill's Music of Ireland, Ryan's Mammoth Collection, Aird's Airs; no tune "
+    "is in both training and test) with the sound font FluidR3Mono_GM (MIT). The captions were written by rules from "
     "each tune's metre, mode and tempo and from the instruments; a mood word such as \"nostalgic\" is a rule, not a listener's "
     "judgement. No recording of a person, no licensed music. ATTRIBUTION.md of the project names who encoded the tunes."
 )
@@ -39,10 +39,14 @@ LIMITS = {
         "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
     ],
     "musicrl-tiny-quality": [
-        "Its ratings were computed from artefacts added to rendered clips. No person rated anything: it knows noise, "
-        "clipping and the codec's own faults, not taste.",
+        "Its ratings are simulated: a ladder of degradations (recipes/degradations.py: noise, clipping, narrow band, few bits, "
+        "gaps, warped pitch, lost or scrambled codes) with costs that were chosen, not measured. Nobody rated anything. It "
+        "knows that ladder, not taste, and no other fault.",
     ],
 }
+
+
+BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # its sound encoder is kept as it is
 
 
 def record(name: str) -> Record:
@@ -59,12 +63,13 @@ def record(name: str) -> Record:
     }
     last = stages[-1]
     return Record(
-        method="from scratch",
-        training_data=DATA.format(clips=clips["clips"], hours=clips["hours"], tunes=corpus["tunes"]),
+        base_model=BASES.get(name),
+        method=None if name in BASES else "trained from scratch",
+        training_data=DATA.format(clips=clips["clips"], hours=clips["hours"], tunes=corpus["split"]["train"]),
         license="apache-2.0",
         metrics=measured if len(measured) > 1 else measured[STAGES[name][0]],
         limits=LIMITS[name],
-        command=last["command"],
+        command="; ".join(stage["command"] for stage in stages),
         date=last["date"],
         hardware=last["hardware"],
     )

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 import musicrl_hf
+from musicrl_hf.audio import read_audio
 from musicrl_hf.bundled import BUNDLED, CHECKPOINTS, resolve
-from musicrl_hf.cards import check_card, model_card
+from musicrl_hf.cards import check_card, model_card, python_blocks
 from musicrl_hf.cli import JOBS, _parser
 from musicrl_hf.config import load_config
 from musicrl_hf.records import read_record
@@ -263,7 +264,8 @@ def test_python_on_the_pages_parses():
 
 
 def test_the_project_speaks_of_itself_alone():
-    pages = [*PAGES, *PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    code = [path for folder in (PACKAGE, ROOT / "examples", ROOT / "recipes") for path in folder.rglob("*.py")]
+    pages = [*PAGES, *code, *(ROOT / "recipes" / "results").glob("*.json")]
     assert len(pages) > 30
     named = {str(path.relative_to(ROOT)) for path in pages if re.search(r"/work/|/tmp/", path.read_text())}
     assert not named
@@ -280,6 +282,19 @@ def test_the_card_of_a_bundled_model_says_what_was_recorded(name):
     data = check_card(card)
     assert data["license"] == "apache-2.0"
     assert "No measurement was recorded" not in card
+
+
+@pytest.mark.slow
+def test_the_code_on_the_cards_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cards = [(ROOT / "model_cards" / f"{name}.md").read_text() for name in BUNDLED]
+    blocks = [block for card in cards for block in python_blocks(card)]
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block, {})
+    audio, sampling_rate = read_audio(tmp_path / "tune.wav")
+    assert audio.shape[-1] >= 4.9 * sampling_rate
+    assert capsys.readouterr().out.count("tensor([") == 2
 
 
 def test_the_records_beside_the_bundled_weights_are_those_of_the_recipes():

@@ -234,7 +234,7 @@ def python_blocks(text: str) -> list[str]:
 
 def _tags(kind: str, record: Record) -> list[str]:
     tags = ["musicgen"] if kind in ("generator", "adapter") else ["reward-model", kind]
-    return tags + ([record.method.lower().replace(" ", "-")] if record.method else [])
+    return tags + ([record.method.lower()] if record.method and " " not in record.method else [])
 
 
 def _architecture(folder: Path, kind: str) -> dict[str, str]:

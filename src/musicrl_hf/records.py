@@ -45,8 +45,8 @@ class Record:
 
     @property
     def metric_rows(self) -> dict[str, str]:
-        """`metrics` as a card shows them: flat, numbers to four digits."""
-        return dict(_flatten(self.metrics))
+        """`metrics` as a card shows them: flat, in words, numbers to four digits."""
+        return {name.replace("_", " "): value for name, value in _flatten(self.metrics)}
 
     @property
     def config_rows(self) -> dict[str, str]:

@@ -74,7 +74,7 @@ class PreferenceConfig(PreTrainedConfig):
         return self
 
 
-class PreferenceModel(PushesWithCard, PreTrainedModel):  # type: ignore[misc]
+class PreferenceModel(PushesWithCard, PreTrainedModel):
     """A score whose difference between two clips of a prompt is the log-odds that people choose the first.
 
     P(first chosen) = sigmoid(score_first - score_second) (Bradley and Terry 1952).
@@ -219,7 +219,11 @@ class PreferenceModel(PushesWithCard, PreTrainedModel):  # type: ignore[misc]
     @torch.no_grad()
     def features(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
         """What the head of a CLAP backbone reads, [B, D]: sound, and with `use_text` the prompt and their product."""
-        sound = self.sound(audio, sampling_rate)
+        return self.with_text(prompts, self.sound(audio, sampling_rate))
+
+    @torch.no_grad()
+    def with_text(self, prompts: list[str], sound: Tensor) -> Tensor:
+        """The features [B, D] of clips whose sound vectors [B, D'] are known."""
         if not self.config.use_text:
             return sound
         text = text_embeddings(self.sound.encoder, self.tokenizer, list(prompts))

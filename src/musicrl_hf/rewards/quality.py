@@ -51,7 +51,7 @@ class QualityConfig(PreTrainedConfig):
             self.feature_extractor = ClapFeatureExtractor().to_dict()
 
 
-class QualityModel(PushesWithCard, PreTrainedModel):  # type: ignore[misc]
+class QualityModel(PushesWithCard, PreTrainedModel):
     """MOS in [1, 5] from a small head on a frozen CLAP sound encoder; called as a reward, mapped to [0, 1].
 
     It reads no prompt and is blind to loudness. Clips over 20 s get the mean of their first and their last 20 s.
