@@ -71,7 +71,7 @@ def main() -> None:
         test_share=0.3,
     )
     folder = run_reward(job)
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())["metrics"]
     low, high = result["chance_interval"]
     print(
         f"right on {result['accuracy']:.0%} of {result['n_pairs']} pairs of held-out prompts (chance {low:.0%}-{high:.0%})"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import SAMPLING_RATE, tiny_clap, tiny_generator
 from transformers import AutoModel
 from trl import RewardConfig, RewardTrainer
@@ -16,7 +16,6 @@ from musicrl_hf.preferences.schema import load_preferences, preferences_from_row
 from musicrl_hf.rewards import PreferenceModel, load_reward
 from musicrl_hf.training.losses import bradley_terry_loss
 from musicrl_hf.training.reward import (
-    ClipSequences,
     FlatPreferenceModel,
     RewardJob,
     TabledPreferenceModel,
@@ -25,6 +24,7 @@ from musicrl_hf.training.reward import (
     run_reward,
     split_preferences,
 )
+from musicrl_hf.training.sequences import ClipSequences
 
 WORDS = "pop rock jazz slow fast piano guitar drums bass flute violin happy sad loud soft synth air reel".split()
 
@@ -104,7 +104,7 @@ def test_trls_loss_is_bradley_terry_computed_by_hand(tmp_path):
     generator = tiny_generator()
     model = PreferenceModel.from_generator(generator)
     ds = preferences_from_rows(rows(3, SAMPLING_RATE, 0.4))
-    pairs = bradley_terry_pairs(ds, ClipSequences(model, 20.0).of_rows(ds), "drop")
+    pairs = bradley_terry_pairs(ds, ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds), "drop")
     trainer = flat_trainer(model, pairs, tmp_path)
     batch = trainer.data_collator(pairs.to_list())
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_tie_counted_half_is_the_cross_entropy_with_target_one_half(tmp_path):
     torch.manual_seed(0)
     model = PreferenceModel.from_generator(tiny_generator())
     ds = preferences_from_rows(rows(4, SAMPLING_RATE, 0.4, tie_every=4))
-    ids = ClipSequences(model, 20.0).of_rows(ds)
+    ids = ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds)
     pairs = bradley_terry_pairs(ds, ids, "half")
     assert len(pairs) == 8
     assert len(bradley_terry_pairs(ds, ids, "drop")) == 3
@@ -148,7 +148,7 @@ def test_flat_view_scores_prompts_and_clips_of_unequal_length(tmp_path):
         "rejected": clip(0.5, SAMPLING_RATE, 0.2),
     }
     ds = preferences_from_rows(made)
-    pairs = bradley_terry_pairs(ds, ClipSequences(model, 20.0).of_rows(ds), "drop")
+    pairs = bradley_terry_pairs(ds, ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds), "drop")
     batch = flat_trainer(model, pairs, tmp_path).data_collator(pairs.to_list())
     with torch.no_grad():
         together = view(**batch).logits[:, 0]
@@ -156,19 +156,43 @@ def test_flat_view_scores_prompts_and_clips_of_unequal_length(tmp_path):
     assert together.tolist() == pytest.approx(alone, abs=1e-6)
 
 
-def test_a_long_clip_is_cropped_not_left_out():
+def test_a_long_clip_is_cropped_not_left_out(tmp_path):
     model = PreferenceModel.from_generator(tiny_generator())
     ds = preferences_from_rows(rows(1, SAMPLING_RATE, 29.0))
-    (chosen, rejected) = ClipSequences(model, 20.0).of_rows(ds)[0]
+    (chosen, rejected) = ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds)[0]
     audio_ids = 20 * 50 * 4  # 20 s at 50 frames a second, 4 codebooks: far beyond TRL's default of 1024
     assert len(chosen) == len(rejected)
     assert sum(i < 4 * 16 for i in chosen) == audio_ids
 
 
+def test_each_clip_is_encoded_once_and_read_from_the_cache_afterwards(tmp_path):
+    torch.manual_seed(0)
+    model = PreferenceModel.from_clap(*tiny_clap(sampling_rate=4000))
+    ds = preferences_from_rows(rows(2, 4000) + [rows(1, 4000)[0] | {"prompt": "another prompt"}])
+    first = ClipSequences(model, 20.0, tmp_path)
+    assert first.of_rows(ds) == [([0], [1]), ([2], [3]), ([4], [5])]  # the same clips with another prompt are new rows
+    files = list(tmp_path.glob("*/*.safetensors"))
+    assert [len(load_file(path)) for path in files] == [4]
+    audio, rate = read_audio(ds[1]["rejected"]["bytes"])
+    assert torch.allclose(first.table[3], model.features([ds[1]["prompt"]], audio[None], rate)[0], atol=1e-5)
+    # What is in the cache is not encoded again: a mark left in it comes back.
+    save_file({key: tensor + 100 for key, tensor in load_file(files[0]).items()}, files[0])
+    again = ClipSequences(model, 20.0, tmp_path)
+    again.of_rows(ds)
+    sound = model.sound.size
+    assert torch.allclose(again.table[:, :sound], first.table[:, :sound] + 100, atol=1e-4)
+    # Another crop or another encoder is another folder.
+    assert ClipSequences(model, 5.0, tmp_path).folder != again.folder
+    assert ClipSequences(PreferenceModel.from_clap(*tiny_clap(1, 4000)), 20.0, tmp_path).folder != again.folder
+    files[0].write_bytes(files[0].read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is damaged"):
+        again.of_rows(ds)
+
+
 def test_training_learns_the_listener_and_leaves_a_whole_folder(preferences, generator_folder, tmp_path):
     job = generator_job(preferences, generator_folder, tmp_path, max_steps=40, learning_rate=3e-3, test_share=0.4)
     assert run_reward(job) == tmp_path
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text())["metrics"]
     assert result["accuracy"] > result["chance_interval"][1]
     assert result["rows"]["train"]["tie"] + result["rows"]["test"]["tie"] == 4
     assert result["n_pairs"] == result["rows"]["test"]["kept"]
@@ -233,7 +257,7 @@ def test_clap_backbone_learns_the_listener(sound_preferences, clap_folder, tmp_p
         test_share=0.3,
     )
     run_reward(job)
-    assert json.loads((tmp_path / "result.json").read_text())["accuracy"] > 0.9
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"]["accuracy"] > 0.9
     reward = load_reward(f"preference:{tmp_path}")
     row = load_preferences(sound_preferences)[0]
     scores = [reward([row["prompt"]], read_audio(row[side]["bytes"])[0][None], 4000) for side in ("chosen", "rejected")]
@@ -301,7 +325,7 @@ def test_nothing_to_train_on_is_said(tmp_path, generator_folder):
 
 def test_resuming_without_a_checkpoint_is_refused(preferences, generator_folder, tmp_path):
     job = generator_job(preferences, generator_folder, tmp_path / "out", resume_from_checkpoint="last")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
         run_reward(job)
 
 

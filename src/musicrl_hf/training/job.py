@@ -86,16 +86,24 @@ class TrainingJob:
         Raises:
             FileNotFoundError: there is none.
         """
-        wanted = self.resume_from_checkpoint
-        if wanted is None:
-            return None
-        found = get_last_checkpoint(self.output_dir) if wanted == "last" and Path(self.output_dir).is_dir() else wanted
-        if found is None or not (Path(found) / "trainer_state.json").is_file():
-            raise FileNotFoundError(
-                f"`resume_from_checkpoint` = {wanted!r}: no checkpoint there (a folder with trainer_state.json; `last` "
-                f"looks in {self.output_dir}); set save_steps in the run that is to be resumed."
-            )
-        return str(found)
+        return find_checkpoint(self.resume_from_checkpoint, self.output_dir)
+
+
+def find_checkpoint(wanted: str | None, output_dir: str) -> str | None:
+    """The checkpoint folder that `resume_from_checkpoint` names: None, a folder, or "last" for the newest in `output_dir`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if wanted is None:
+        return None
+    found = get_last_checkpoint(output_dir) if wanted == "last" and Path(output_dir).is_dir() else wanted
+    if found is None or not (Path(found) / "trainer_state.json").is_file():
+        raise FileNotFoundError(
+            f"`resume_from_checkpoint` = {wanted!r}: no checkpoint there (a folder with trainer_state.json; `last` looks "
+            f"in {output_dir}); set save_steps in the run that is to be resumed."
+        )
+    return str(found)
 
 
 def run_trainer(
@@ -117,20 +125,28 @@ def run_trainer(
     evaluated = trainer.evaluate() if evaluate else {}
     if trainer.accelerator.is_main_process:
         logged: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
-        processes = trainer.accelerator.num_processes
-        record = Record(
-            base_model=job.model,
-            method=method,
-            metrics=metrics | {"world_size": processes} | logged | evaluated,
-            config=dataclasses.asdict(job),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            date=datetime.date.today().isoformat(),
-            hardware=f"{processes} x {_device_name()}",
-            seconds=time.monotonic() - started,
-        )
+        seconds = time.monotonic() - started
+        record = run_record(trainer, job, job.model, method, metrics | logged | evaluated, seconds)
         write_record(job.output_dir, record)
     trainer.accelerator.wait_for_everyone()
     return Path(job.output_dir)
+
+
+def run_record(
+    trainer: Trainer, job: Any, base_model: str, method: str, metrics: dict[str, Any], seconds: float
+) -> Record:
+    """What `result.json` says of a run of `job`, a job's dataclass, that took `seconds`."""
+    processes = trainer.accelerator.num_processes
+    return Record(
+        base_model=base_model,
+        method=method,
+        metrics={"world_size": processes} | metrics,
+        config=dataclasses.asdict(job),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        hardware=f"{processes} x {_device_name()}",
+        seconds=seconds,
+    )
 
 
 def _device_name() -> str:

@@ -6,10 +6,9 @@ that table. Loss, optimisation, checkpoints and resuming are TRL's and transform
 """
 
 import copy
-import json
-import math
 import tempfile
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,24 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from scipy.stats import binom
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, RewardTrainer
 
-from ..audio import read_audio
-from ..flat import FlatTokenizer, flatten_codes, split_flat
+from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
-from ..preferences.codes import clip_hash
 from ..preferences.schema import DECIDED, decided_pairs, load_preferences, split_by_generator, split_by_prompt
+from ..records import write_record
 from ..rewards.clap import load_clap
 from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter
+from .job import find_checkpoint, option, run_record
+from .sequences import ClipSequences
 
 DEFAULT_MODELS = {"generator": "musicrl-tiny", "clap": "musicrl-tiny-adherence"}
 DEFAULT_LEARNING_RATES = {"generator": 1e-4, "clap": 1e-3}
 LORA_TARGETS = r"generator\.decoder\.model\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
-
-
-def _option(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)
@@ -51,42 +43,39 @@ class RewardJob:
 
     preferences: str = field(metadata={"help": "preferences: a folder or a Hub id"})
     output_dir: str = field(metadata={"help": "folder for the model, result.json, metrics.jsonl and checkpoints"})
-    backbone: str = _option("generator", "generator: its decoder, fine-tuned; clap: a head on frozen CLAP vectors")
-    model: str | None = _option(
+    backbone: str = option("generator", "generator: its decoder, fine-tuned; clap: a head on frozen CLAP vectors")
+    model: str | None = option(
         None, "generator or CLAP model to start from: bundled name, folder or Hub id; empty for the bundled one"
     )
-    from_scratch: bool = _option(False, "backbone generator: random decoder weights (the paper's ablation)")
-    use_text: bool = _option(True, "False scores the sound alone (the paper's ablation)")
-    pooling: str = _option("statistics", "backbone clap: statistics or embedding")
-    head_size: int = _option(64, "backbone clap: hidden units of the head")
-    head_dropout: float = _option(0.1, "backbone clap: dropout of the head, in [0, 1)")
-    crop_s: float = _option(WINDOW_S, "seconds of each clip, from its start, that are trained and tested on")
-    ties: str = _option("drop", "drop: leave ties out; half: count them as half a choice for either side")
-    min_seconds: float | None = _option(None, "leave out rows whose listener heard less of a clip, in seconds")
-    test_share: float = _option(0.1, "share of the prompts that is held out")
-    held_out_models: list[str] = _option(
-        [], "generators that only held-out pairs may hold; empty splits by prompt only"
-    )
-    learning_rate: float | None = _option(None, "peak learning rate; empty for 1e-4 (generator) or 1e-3 (clap)")
-    lr_scheduler_type: str = _option("linear", "schedule of the learning rate")
-    warmup_steps: int = _option(0, "optimiser steps of linear warm-up")
-    weight_decay: float = _option(0.0, "of AdamW")
-    max_steps: int = _option(300, "optimiser steps (the paper: 10,000 for 300,000 pairs)")
-    per_device_train_batch_size: int = _option(32, "pairs in one forward pass on each process (the paper: 32 in all)")
-    gradient_accumulation_steps: int = _option(1, "forward passes in one optimiser step")
-    per_device_eval_batch_size: int = _option(32, "pairs scored at once after training")
-    center_rewards_coefficient: float | None = _option(None, "TRL's penalty on the mean reward; empty for none")
-    lora_r: int = _option(
-        0, "backbone generator: rank of a LoRA adapter, merged at the end; 0 trains the whole decoder"
-    )
-    lora_alpha: int = _option(16, "scale of the adapter, times 1 / lora_r")
-    seed: int = _option(42, "of the split, the head and the order of the pairs")
-    logging_steps: int = _option(10, "optimiser steps between two lines of metrics")
-    save_steps: int = _option(0, "optimiser steps between two checkpoints; 0 for none")
-    save_total_limit: int | None = _option(2, "checkpoints that are kept")
-    bf16: bool = _option(False, "train in bfloat16 where the device can")
-    report_to: str = _option("none", "none, tensorboard, wandb or trackio")
-    resume_from_checkpoint: str | None = _option(None, 'folder of a checkpoint, or "last" for the newest in output_dir')
+    from_scratch: bool = option(False, "backbone generator: random decoder weights (the paper's ablation)")
+    use_text: bool = option(True, "False scores the sound alone (the paper's ablation)")
+    pooling: str = option("statistics", "backbone clap: statistics or embedding")
+    head_size: int = option(64, "backbone clap: hidden units of the head")
+    head_dropout: float = option(0.1, "backbone clap: dropout of the head, in [0, 1)")
+    crop_s: float = option(WINDOW_S, "seconds of each clip, from its start, that are trained and tested on")
+    ties: str = option("drop", "drop: leave ties out; half: count them as half a choice for either side")
+    min_seconds: float | None = option(None, "leave out rows whose listener heard less of a clip, in seconds")
+    cache_dir: str | None = option(None, "cache of the clips' codes or vectors; empty for output_dir/clips")
+    test_share: float = option(0.1, "share of the prompts that is held out")
+    held_out_models: list[str] = option([], "generators that only held-out pairs may hold; empty splits by prompt only")
+    learning_rate: float | None = option(None, "peak learning rate; empty for 1e-4 (generator) or 1e-3 (clap)")
+    lr_scheduler_type: str = option("linear", "schedule of the learning rate")
+    warmup_steps: int = option(0, "optimiser steps of linear warm-up")
+    weight_decay: float = option(0.0, "of AdamW")
+    max_steps: int = option(300, "optimiser steps (the paper: 10,000 for 300,000 pairs)")
+    per_device_train_batch_size: int = option(32, "pairs in one forward pass on each process (the paper: 32 in all)")
+    gradient_accumulation_steps: int = option(1, "forward passes in one optimiser step")
+    per_device_eval_batch_size: int = option(32, "pairs scored at once after training")
+    center_rewards_coefficient: float | None = option(None, "TRL's penalty on the mean reward; empty for none")
+    lora_r: int = option(0, "backbone generator: rank of a LoRA adapter, merged at the end; 0 trains the whole decoder")
+    lora_alpha: int = option(16, "scale of the adapter, times 1 / lora_r")
+    seed: int = option(42, "of the split, the head and the order of the pairs")
+    logging_steps: int = option(10, "optimiser steps between two lines of metrics")
+    save_steps: int = option(0, "optimiser steps between two checkpoints; 0 for none")
+    save_total_limit: int | None = option(2, "checkpoints that are kept")
+    bf16: bool = option(False, "train in bfloat16 where the device can")
+    report_to: str = option("none", "none, tensorboard, wandb or trackio")
+    resume_from_checkpoint: str | None = option(None, 'folder of a checkpoint, or "last" for the newest in output_dir')
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -232,56 +221,6 @@ def build_model(job: RewardJob) -> PreferenceModel:
     return model
 
 
-class ClipSequences:
-    """Clips of preference rows as the sequences of ids that the trainer sees; each clip is encoded once.
-
-    Args:
-        model: whose codes or features they are.
-        crop_s: seconds from the start of each clip.
-
-    Attributes:
-        table: features [N, D] of a CLAP backbone so far.
-    """
-
-    def __init__(self, model: PreferenceModel, crop_s: float):
-        self.model = model
-        self.crop_s = crop_s
-        self._features: list[Tensor] = []
-        self._known: dict[tuple[str, str], list[int]] = {}
-
-    @property
-    def table(self) -> Tensor:
-        return torch.cat(self._features)
-
-    def of_rows(self, ds: Dataset) -> list[tuple[list[int], list[int]]]:
-        """Sequences of the chosen and the rejected clip of each row."""
-        rows = tqdm(ds, desc="encoding clips", unit="pair", leave=False)
-        return [
-            (
-                self._sequence(row["prompt"], row["chosen"]["bytes"]),
-                self._sequence(row["prompt"], row["rejected"]["bytes"]),
-            )
-            for row in rows
-        ]
-
-    def _sequence(self, prompt: str, clip: bytes) -> list[int]:
-        key = (prompt, clip_hash(clip))
-        if key not in self._known:
-            audio, rate = read_audio(clip)
-            audio = audio[None, :, : math.ceil(self.crop_s * rate)]
-            self._known[key] = self._encode(prompt, audio, rate)
-        return self._known[key]
-
-    def _encode(self, prompt: str, audio: Tensor, sampling_rate: int) -> list[int]:
-        if self.model.config.backbone == "clap":
-            self._features.append(self.model.features([prompt], audio, sampling_rate).cpu())
-            return [len(self._features) - 1]
-        config = self.model.config.generator
-        codes = self.model.encode_audio(audio, sampling_rate)
-        text = FlatTokenizer.for_generator(self.model.generator)(prompt)["input_ids"]
-        return text + flatten_codes(codes, config.codebook_size, config.audio_channels)[0].tolist()
-
-
 @torch.no_grad()
 def held_out_margins(trainer: RewardTrainer, pairs: Dataset) -> Tensor:
     """Score of the chosen minus that of the rejected clip, [N], for pairs of sequences."""
@@ -334,7 +273,9 @@ def run_reward(job: RewardJob) -> Path:
         ValueError: preferences without decided pairs, or a side of the split that stays empty.
         FileNotFoundError: no such preferences, or no checkpoint to resume from.
     """
+    started = time.monotonic()
     args = job.trainer_config()
+    checkpoint = find_checkpoint(job.resume_from_checkpoint, job.output_dir)
     set_seed(job.seed)
     split = split_preferences(load_preferences(job.preferences), job)
     decided, counts = {}, {}
@@ -342,7 +283,7 @@ def run_reward(job: RewardJob) -> Path:
         decided[side], counts[side] = decided_pairs(rows, job.min_seconds)
 
     model = build_model(job).to(args.device)
-    clips = ClipSequences(model, job.crop_s)
+    clips = ClipSequences(model, job.crop_s, job.cache_dir or Path(job.output_dir) / "clips")
     train_rows = decided["train"] if job.ties == "drop" else split["train"]
     train = bradley_terry_pairs(train_rows, clips.of_rows(train_rows), job.ties)
     fitted = len(clips.table) if job.backbone == "clap" else 0
@@ -363,20 +304,21 @@ def run_reward(job: RewardJob) -> Path:
         callbacks=[MetricsWriter()],
         peft_config=_lora(job) if job.lora_r else None,
     )
-    outcome = trainer.train(resume_from_checkpoint=_checkpoint(job))
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     margins = held_out_margins(trainer, test)
     if job.lora_r:
         trainer.model.merge_and_unload()
     meetings = list(zip(decided["test"]["chosen_model"], decided["test"]["rejected_model"]))
-    result = accuracy_report(margins, meetings) | {
+    metrics = accuracy_report(margins, meetings) | {
         "n_train_pairs": counts["train"]["kept"],
         "train_loss": outcome.training_loss,
-        "ties": job.ties,
         "rows": counts,
-        "job": asdict(job),
     }
     if trainer.is_world_process_zero():
-        _save(model, result, Path(job.output_dir))
+        _save(model, Path(job.output_dir))
+        method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
+        base = job.model or DEFAULT_MODELS[job.backbone]
+        write_record(job.output_dir, run_record(trainer, job, base, method, metrics, time.monotonic() - started))
     trainer.accelerator.wait_for_everyone()
     return Path(job.output_dir)
 
@@ -385,22 +327,10 @@ def _lora(job: RewardJob) -> LoraConfig:
     return LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=LORA_TARGETS, modules_to_save=["score"])
 
 
-def _checkpoint(job: RewardJob) -> str | None:
-    if job.resume_from_checkpoint != "last":
-        return job.resume_from_checkpoint
-    newest = get_last_checkpoint(job.output_dir) if Path(job.output_dir).is_dir() else None
-    if newest is None:
-        raise FileNotFoundError(
-            f"`resume_from_checkpoint` = 'last', but {job.output_dir} holds no checkpoint; leave it empty to start anew."
-        )
-    return newest
-
-
-def _save(model: PreferenceModel, result: dict[str, Any], folder: Path) -> None:
+def _save(model: PreferenceModel, folder: Path) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # the trainer's, of the flat vocabulary
         setattr(model.config, name, None)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # each file appears whole, beside checkpoints and metrics
         model.save_pretrained(scratch)
-        (Path(scratch) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)

@@ -1,0 +1,131 @@
+"""Clips of preference rows as the sequences of ids that TRL's reward trainer sees, each clip encoded once.
+
+A generator backbone's sequence is the prompt's flat ids and then the clip's. A CLAP backbone is frozen: its sequence is one
+id, the number of a row in a table of the features that its head reads.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..audio import atomic_path, read_audio
+from ..flat import FlatTokenizer, flatten_codes
+from ..preferences.codes import clip_hash
+from ..rewards.preference import PreferenceModel
+
+_SHARD_CLIPS = 256  # clips a cache file, and at most so many are lost when a run is cut short
+
+
+class ClipSequences:
+    """Turns rows into pairs of sequences for one model.
+
+    Clips are read from the cache where an earlier run with the same frozen encoder left them.
+
+    Args:
+        model: whose codes or features they are.
+        crop_s: seconds from the start of each clip.
+        cache_dir: folder of the cache; may be shared by data sets, models and processes.
+
+    Attributes:
+        table: features [N, D] of a CLAP backbone, of all rows asked for so far.
+    """
+
+    def __init__(self, model: PreferenceModel, crop_s: float, cache_dir: str | Path):
+        self.model = model
+        self.crop_s = crop_s
+        self.folder = Path(cache_dir) / _identity(model, crop_s)
+        self._features: list[Tensor] = []
+        self._sequences: dict[tuple[str, str], list[int]] = {}
+
+    @property
+    def table(self) -> Tensor:
+        return torch.cat(self._features)
+
+    def of_rows(self, ds: Dataset) -> list[tuple[list[int], list[int]]]:
+        """Sequences of the chosen and the rejected clip of each row."""
+        clips = self._encoded(ds)
+        rows = tqdm(ds, desc="making sequences", unit="pair", leave=False, disable=len(ds) < 500)
+        return [
+            (
+                self._sequence(row["prompt"], clip_hash(row["chosen"]["bytes"]), clips),
+                self._sequence(row["prompt"], clip_hash(row["rejected"]["bytes"]), clips),
+            )
+            for row in rows
+        ]
+
+    def _sequence(self, prompt: str, key: str, clips: dict[str, Tensor]) -> list[int]:
+        if (prompt, key) not in self._sequences:
+            self._sequences[prompt, key] = self._with_prompt(prompt, clips[key])
+        return self._sequences[prompt, key]
+
+    def _with_prompt(self, prompt: str, clip: Tensor) -> list[int]:
+        if self.model.config.backbone == "clap":
+            self._features.append(self.model.with_text([prompt], clip[None].to(self.model.device)).cpu())
+            return [len(self._features) - 1]
+        config = self.model.config.generator
+        text = FlatTokenizer.for_generator(self.model.generator)(prompt)["input_ids"]
+        return text + flatten_codes(clip.long()[None], config.codebook_size, config.audio_channels)[0].tolist()
+
+    def _encoded(self, ds: Dataset) -> dict[str, Tensor]:
+        """Codes [K, F] or sound vector [D] of every clip of the rows, by the hash of its bytes."""
+        known = self._read_cache()
+        fresh: dict[str, Tensor] = {}
+        for row in tqdm(ds, desc="encoding clips", unit="pair", leave=False):
+            for side in ("chosen", "rejected"):
+                key = clip_hash(row[side]["bytes"])
+                if key not in known:
+                    known[key] = fresh[key] = self._encode(row[side]["bytes"])
+            if len(fresh) >= _SHARD_CLIPS:
+                self._write_cache(fresh)
+                fresh = {}
+        if fresh:
+            self._write_cache(fresh)
+        return known
+
+    def _encode(self, data: bytes) -> Tensor:
+        audio, rate = read_audio(data)
+        audio = audio[None, :, : math.ceil(self.crop_s * rate)]
+        if self.model.config.backbone == "clap":
+            return self.model.sound(audio, rate)[0].cpu()
+        return self.model.encode_audio(audio, rate)[0].to("cpu", torch.int16)
+
+    def _read_cache(self) -> dict[str, Tensor]:
+        known: dict[str, Tensor] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                known |= load_file(path)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"cache file {path} is damaged ({error}): delete it, its clips are encoded again"
+                ) from error
+        return known
+
+    def _write_cache(self, clips: dict[str, Tensor]) -> None:
+        # Named by its content, so that two processes that encode the same clips write the same file.
+        name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:32]
+        with atomic_path(self.folder / f"{name}.safetensors") as temporary:
+            save_file({key: clip.contiguous() for key, clip in clips.items()}, temporary)
+
+
+def _identity(model: PreferenceModel, crop_s: float) -> str:
+    """A hash of everything that a clip's codes or vector depend on beside the clip."""
+    config = model.config
+    if config.backbone == "clap":
+        frozen = model.sound.encoder.audio_model.state_dict() | model.sound.encoder.audio_projection.state_dict()
+        settings: list = [config.pooling, config.feature_extractor]
+    else:
+        frozen = model.generator.audio_encoder.state_dict()
+        settings = [config.generator.num_codebooks, config.generator.audio_channels, model.generator.sampling_rate]
+    digest = hashlib.sha256(json.dumps([settings, config.loudness_lufs, crop_s], sort_keys=True).encode())
+    for name, tensor in sorted(frozen.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
