@@ -14,6 +14,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer import grpo_trainer, rloo_trainer
 
 from musicrl_hf.flat import FlatTokenizer
+from musicrl_hf.generator import load_generator
 from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.training.online import (
     ClipReward,
@@ -216,6 +217,33 @@ def test_an_anchor_of_the_callers_choice_beside_an_adapter(kind, tmp_path):
     assert trainer.generator.decoder is not anchor.decoder
     assert isinstance(trainer.model, PeftModel)
     assert logged(trainer, "kl")[0] > 0.05  # measured to the anchor, from the start
+
+
+@both
+def test_an_adapter_on_an_adapter_is_anchored_to_the_first(kind, tmp_path):
+    """First the reward of the machine, then of the people: with the second adapter off, what speaks is the first."""
+    tiny_generator().save_pretrained(tmp_path / "base")
+    args = config("rloo", tmp_path / "r", learning_rate=0.05)
+    first = MusicRLOOTrainer(str(tmp_path / "base"), loudness, args, prompts(), peft_config=LORA)
+    first.train()
+    first.save_model()
+    merged = load_generator(str(tmp_path / "r"))
+    second = TRAINERS[kind](str(tmp_path / "r"), loudness, config(kind, tmp_path / "ru"), prompts(), peft_config=LORA)
+    second.train()
+    second.save_model()
+    assert abs(logged(second, "kl")[0]) < 1e-5
+    codes, text = torch.randint(0, 16, (1, 4, 5)), merged.text_inputs(["slow jazz"])
+
+    def score(generator):
+        with torch.no_grad():
+            return generator.score_codes(codes, *text).logprobs
+
+    with second.model.disable_adapter():
+        torch.testing.assert_close(score(second.generator), score(merged), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(score(second.generator), score(merged), atol=1e-4)
+    assert not torch.allclose(score(load_generator(str(tmp_path / "base"))), score(merged), atol=1e-4)
+    again = load_generator(str(tmp_path / "ru"))
+    torch.testing.assert_close(score(again), score(second.generator), atol=1e-5, rtol=1e-5)
 
 
 # -- rewards -----------------------------------------------------------------------------------------------------------
