@@ -67,7 +67,7 @@ def _matrix(result: Mapping[str, Any]) -> str:
     for model in models:
         cells = "".join(_matrix_cell(rates.get((model, other))) for other in models)
         rows.append(f'<tr><th scope="row">{escape(model)}</th>{cells}</tr>')
-    caption = "Share of decided comparisons that the model of the row wins against the model of the column, with its 95 % interval"
+    caption = "How often the model of the row wins against the model of the column: win rate, 95 % interval, decided comparisons"
     return _table(caption, f"<td></td>{head}", rows, "matrix")
 
 
@@ -80,7 +80,7 @@ def _matrix_cell(rate: Row | None) -> str:
     strength = round(abs(rate["win_rate"] - 0.5) * 2 * 0.55, 2)
     return (
         f'<td class="{side}" style="--strength:{strength}">{_percent(rate["win_rate"])}'
-        f"<small>{_percent_range(rate)}</small></td>"
+        f"<small>{_percent_range(rate)}</small><small>{rate['wins']} of {rate['wins'] + rate['losses']}</small></td>"
     )
 
 
@@ -175,7 +175,8 @@ def _player(number: int, entry: Row) -> str:
 def _notes(result: Mapping[str, Any]) -> str:
     notes = [
         "A win rate is wins / (wins + losses); ties are left out of it and shown beside it.",
-        "Intervals hold 95 % of the values that resampled prompts give.",
+        "Intervals hold 95 % of the values that resampled prompts give; where one side won everything, they are exact "
+        "binomial ones.",
     ]
     if result["kind"] == "models":
         notes.append("Raters heard, and this page plays, all clips at the same loudness (-23 LUFS).")

@@ -94,7 +94,8 @@ def win_rate(
 
     Args:
         votes: any votes; those without `model` (or `against`) are not counted.
-        n_bootstrap: resamples of the prompts for the 95 % percentile interval.
+        n_bootstrap: resamples of the prompts for the 95 % percentile interval. Where one side won everything the
+            interval is Clopper and Pearson's, with the prompts as trials.
 
     Raises:
         ValueError: if no vote is about them.
@@ -120,6 +121,10 @@ def win_rate(
     resampled = _resample_counts(len(table), n_bootstrap, seed) @ table
     low, high = _interval(_share(resampled[:, 0], resampled[:, 2]))
     rate = float(_share(wins, losses))
+    if rate in (0.0, 1.0):
+        # Every resample agrees, which would look like certainty: the exact binomial bound for so many decided prompts.
+        bound = ((1 - CONFIDENCE) / 2) ** (1 / np.count_nonzero(table[:, 0] + table[:, 2]))
+        low, high = (bound, 1.0) if rate == 1 else (0.0, 1 - bound)
     return WinRate(model, against or "all", int(wins), int(ties), int(losses), len(table), rate, low, high)
 
 

@@ -1,0 +1,222 @@
+"""The evaluation end to end on tiny generators: what is counted, what is written, and a page that is safe to open."""
+
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from tiny import tiny_generator
+
+from musicrl_hf.audio import match_loudness, read_audio
+from musicrl_hf.config import load_config
+from musicrl_hf.evaluation.metrics import clip_metrics, distinct_ngrams
+from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
+from musicrl_hf.preferences.importers import read_votes
+from musicrl_hf.preferences.listeners import simulated_listeners
+from musicrl_hf.preferences.schema import Vote
+
+ATTACK = 'a slow <script>alert("x")</script> & "air"'
+PROMPTS = ["slow air", "fast reel", ATTACK, "jazz piano", "loud rock"]
+
+
+def level(prompts, audio, sampling_rate):
+    return audio.abs().mean((1, 2))
+
+
+class Page(HTMLParser):
+    """Collects tags, and whether they are closed in order."""
+
+    VOID = {"meta", "link", "line", "circle", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    models = {"base": tiny_generator(seed=0), "tuned <1>": tiny_generator(seed=1)}
+    result = evaluate_models(
+        models,
+        PROMPTS,
+        out,
+        listeners=simulated_listeners(5),
+        rewards={"level": level},
+        duration_s=1.0,
+        batch_size=4,
+        players=3,
+        seed=3,
+    )
+    return out, models, result
+
+
+def test_result_is_what_a_direct_count_gives(study):
+    out, models, result = study
+    assert json.loads((out / "results.json").read_text()) == result
+    votes = read_votes(out / "votes.csv")
+    assert len(votes) == len(PROMPTS) * 3, "three listeners a prompt, one pair of models"
+    wins = sum(vote.preference == "a" for vote in votes)
+    losses = sum(vote.preference == "b" for vote in votes)
+    (rate,) = (r for r in result["win_rates"] if r["model"] == "base")
+    assert (rate["wins"], rate["losses"], rate["ties"]) == (wins, losses, len(votes) - wins - losses)
+    assert 0 <= rate["wilcoxon_p"] <= 1
+    assert {score["count"] for score in result["mos"]} == {len(votes)}
+
+
+def test_the_numbers_are_those_of_the_clips(study):
+    out, models, result = study
+    options = {"top_k": None, "guidance_scale": 1.0, "duration_s": 1.0}
+    # Four clips a batch, two a prompt: prompts 0 and 1 are sampled with seed 3, 2 and 3 with 5, 4 with 7.
+    batches = [
+        models["base"].sample([p for p in PROMPTS[i : i + 2] for _ in range(2)], seed=3 + i, **options)
+        for i in (0, 2, 4)
+    ]
+    audio, codes = (torch.cat([getattr(b, name) for b in batches]) for name in ("audio", "codes"))
+    metrics = result["metrics"]["base"]
+    expected = clip_metrics(audio, 400)["spectral_flatness"].mean()
+    assert metrics["spectral_flatness"]["mean"] == pytest.approx(float(expected), rel=1e-4)
+    assert metrics["distinct_ngrams"] == distinct_ngrams(codes)
+    assert metrics["harmony_distance"]["count"] == len(PROMPTS)
+    (mean,) = (m for m in result["rewards"]["level"]["means"] if m["model"] == "base")
+    assert mean["mean"] == pytest.approx(float(level(None, audio, 400).mean()), rel=1e-4)
+    saved, _ = read_audio(out / "clips" / "base" / "0001.flac")
+    assert torch.allclose(saved, match_loudness(audio[2], 400), atol=1e-4)
+    ratings = [
+        float(
+            simulated_listeners(5)[(number * 3 + turn) % 5].rate([p], match_loudness(audio[2 * number], 400)[None], 400)
+        )
+        for number, p in enumerate(PROMPTS)
+        for turn in range(3)
+    ]
+    (score,) = (s for s in result["mos"] if s["model"] == "base")
+    assert score["mean"] == pytest.approx(sum(ratings) / len(ratings))
+
+
+def test_the_page_stands_alone_and_escapes_what_users_wrote(study):
+    out, _, _ = study
+    text = (out / "index.html").read_text()
+    page = Page(text)
+    assert not page.open, "every element is closed"
+    assert len(page.all("script")) == 1
+    assert 'alert("x")' in "".join(page.text), "the prompt is there, as text"
+    assert "tuned <1>" in "".join(page.text)
+    addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "data", "poster")]
+    assert addresses
+    assert all(address.startswith("data:audio/flac;base64,") for address in addresses)
+    assert not re.search(r"url\(|@import|https?:", text)
+    assert page.all("html")[0]["lang"] == "en"
+    assert "width=device-width" in str(page.all("meta"))
+    assert len(page.all("audio")) == 3 * 2, "three prompts are played, by two models"
+    assert all(player["aria-label"] for player in page.all("audio"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert len({attrs["id"] for _, attrs in page.tags if "id" in attrs}) == len(page.all("h2"))
+    assert "simulated" in "".join(page.text)
+    first = base64.b64decode(addresses[0].partition(",")[2])
+    assert first == (out / "clips" / "base" / "0000.flac").read_bytes()
+
+
+def test_one_model_is_measured_but_not_compared(tmp_path):
+    result = evaluate_models(
+        {"only": tiny_generator()}, ["slow air"], tmp_path, listeners=simulated_listeners(3), duration_s=0.5,
+        samples_per_prompt=1,
+    )  # fmt: skip
+    assert result["win_rates"] == []
+    assert result["ranking"] is None
+    assert "harmony_distance" not in result["metrics"]["only"]
+    assert len(Page((tmp_path / "index.html").read_text()).all("audio")) == 1
+
+
+def test_wrong_studies_are_refused(tmp_path):
+    good = {"models": {"x": tiny_generator()}, "prompts": ["p"], "listeners": simulated_listeners(3)}
+    for change, message in (
+        ({"models": {}}, "models is empty"),
+        ({"prompts": []}, "prompts has 0 texts"),
+        ({"prompts": ["slow air", " Slow AIR "]}, "twice or empty: .'slow air'"),
+        ({"prompts": ["  "]}, "prompts has 1 texts"),
+        ({"listeners": simulated_listeners(2)}, "raters_per_clip is 3 of 2 listeners"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ):
+        arguments = good | change
+        with pytest.raises(ValueError, match=message):
+            evaluate_models(arguments.pop("models"), arguments.pop("prompts"), tmp_path, **arguments)
+
+
+def test_a_reward_that_gives_nan_is_named(tmp_path):
+    def broken(prompts, audio, sampling_rate):
+        return torch.full((len(prompts),), torch.nan)
+
+    with pytest.raises(ValueError, match="broken"):
+        evaluate_models(
+            {"x": tiny_generator()}, ["p"], tmp_path, listeners=simulated_listeners(3), rewards={"broken": broken},
+            duration_s=0.5,
+        )  # fmt: skip
+
+
+def test_votes_from_elsewhere_are_counted(tmp_path):
+    table = tmp_path / "battles.csv"
+    rows = [("x", "y", "A")] * 3 + [("y", "x", "A")] + [("y", "z", "B"), ("z", "y", "B"), ("x", "z", "TIE")]
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([("system_a", "system_b", "preference"), *rows])
+    page = run_evaluate(EvaluateJob(votes=str(table), out=str(tmp_path / "out")))
+    assert page == tmp_path / "out" / "index.html"
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    # x won 3 and lost 1; y won 1 + 1 and lost 3 + 1; z won 1 and lost 1.
+    counts = {entry["model"]: (entry["wins"], entry["losses"], entry["ties"]) for entry in result["overall"]}
+    assert counts == {"x": (3, 1, 1), "y": (2, 4, 0), "z": (1, 1, 1)}
+    assert result["models"] == ["x", "z", "y"], "best first"
+    assert [entry["model"] for entry in result["ranking"]] == ["x", "z", "y"]
+    assert not Page(page.read_text()).open
+
+
+def test_votes_that_cannot_be_ranked_still_have_a_page(tmp_path):
+    result = evaluate_votes([Vote("p", "x", "y", "a"), Vote("q", "y", "z", "tie")], tmp_path)
+    assert result["ranking"] is None
+    assert "infinite" in (tmp_path / "index.html").read_text()
+    assert [r["win_rate"] for r in result["win_rates"] if r["model"] == "z"] == [None]
+    with pytest.raises(ValueError, match="no votes"):
+        evaluate_votes([], tmp_path)
+
+
+def test_the_job_compares_saved_generators_by_label(tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        tiny_generator(seed=seed).save_pretrained(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("slow air\nfast reel\n")
+    words = ["--models", str(tmp_path / "one"), f"tuned={tmp_path / 'two'}", "--prompts", str(tmp_path / "prompts.txt")]
+    words += ["--out", str(tmp_path / "out"), "--duration_s", "0.5", "--listeners", "3"]
+    page = run_evaluate(load_config(EvaluateJob, overrides=words))
+    assert json.loads((page.parent / "results.json").read_text())["models"] == ["one", "tuned"]
+
+
+def test_wrong_jobs_are_refused():
+    for options, message in (
+        ({}, "give generators or a vote table"),
+        ({"models": ["x"], "votes": "v.csv"}, "give generators or a vote table"),
+        ({"models": ["x"]}, "prompts is not given"),
+        ({"models": ["a/x", "b/x"], "prompts": "p"}, "'x' is there twice; write label=name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EvaluateJob(out="out", **options)
+    assert label_models(["a/x", "y=b/x"]) == {"x": "a/x", "y": "b/x"}
