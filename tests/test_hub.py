@@ -603,7 +603,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing_half_done(folders, tmp_path):
             cwd=work,
             stderr=subprocess.DEVNULL,
         )
-        assert hub.upload_started.wait(120)
+        assert hub.upload_started.wait(280)
         time.sleep(0.2)
         process.kill()
         process.wait()
