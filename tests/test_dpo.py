@@ -14,7 +14,7 @@ from tiny import tiny_generator
 from torch import nn
 from transformers import MusicgenForConditionalGeneration
 from trl import DPOTrainer
-from trl.trainer import dpo_trainer
+from trl.trainer import base_trainer, dpo_trainer
 
 from musicrl_hf.audio import audio_bytes
 from musicrl_hf.flat import FlatMusicRLForCausalLM, FlatTokenizer
@@ -156,6 +156,16 @@ def test_the_patch_is_gone_once_a_trainer_is_built(tmp_path):
     with pytest.raises(ValueError, match="exo_pair|smoothing"):
         MusicDPOTrainer(tiny_generator(), args=config(tmp_path, loss_type=["exo_pair"]), train_dataset=pairs())
     assert (dpo_trainer.add_fused_lm_head, dpo_trainer.create_model_from_path) == stock
+
+
+def test_no_ping_and_no_chat_card(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: sent.append(kwargs))
+    monkeypatch.delenv("CI", raising=False)
+    trainer = MusicDPOTrainer(tiny_generator(), args=config(tmp_path), train_dataset=pairs())
+    trainer.create_model_card(model_name="x")
+    assert not sent
+    assert not (tmp_path / "README.md").exists()
 
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
