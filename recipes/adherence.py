@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import torch
-from captions import INSTRUMENTS
+from captions import INSTRUMENTS, article
 from common import (
     SAMPLING_RATE,
     load_clips,
@@ -36,6 +36,7 @@ from musicrl_hf.rewards.clap import audio_embeddings, log_mel, text_embeddings
 BATCH = 48
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 60
 CODED_CLIPS, CODED_SHARE = 800, 0.5  # training clips that are decoded from codes, and their share of a batch
+ONE_BACKING_SHARE = 0.5  # of the batches
 SHORT_SHARE = 0.5  # of the batches hear 5 s
 SHORT_S = 5
 SAVE_EVERY_S = 120
@@ -94,16 +95,22 @@ def mel_features(args, name: str, clips: np.ndarray, extractor: ClapFeatureExtra
     return np.load(out, mmap_mode="r")
 
 
-def draw_batch(clean: np.ndarray, coded: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+def draw_batch(
+    clean: np.ndarray, coded: np.ndarray, backings: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, Tensor]:
     """Indices [B] of different clips and their features [B, 1, frames, mels], at a random loudness.
 
-    The first `len(coded)` clips are there in both kinds. A 5 s crop is repeated, as the feature extractor does it.
+    In half of the batches all clips have one backing: a drum beat is told from a bass line within a minute, and
+    instruments are learned only where nothing easier tells the clips apart. `coded` are the first clips through the
+    codec. A 5 s crop is repeated, as the feature extractor does it.
     """
-    chosen = rng.choice(len(clean), BATCH, replace=False)
-    mels = [
-        coded[i] if i < len(coded) and rng.random() < CODED_SHARE * len(clean) / len(coded) else clean[i]
-        for i in chosen
-    ]
+    everywhere = np.arange(len(clean))
+    pool = everywhere[backings == rng.choice(backings)] if rng.random() < ONE_BACKING_SHARE else everywhere
+    from_codec = pool[pool < len(coded)]
+    n_coded = min(round(CODED_SHARE * BATCH), len(from_codec))
+    chosen = rng.choice(from_codec, n_coded, replace=False)
+    rest = rng.choice(np.setdiff1d(pool, chosen), BATCH - n_coded, replace=False)
+    mels = [coded[i] for i in chosen] + [clean[i] for i in rest]
     features = torch.from_numpy(np.stack(mels)).float()
     frames = features.shape[1]
     if rng.random() < SHORT_SHARE:
@@ -112,22 +119,23 @@ def draw_batch(clean: np.ndarray, coded: np.ndarray, rng: np.random.Generator) -
         crops = torch.stack([mel[b : b + short] for mel, b in zip(features, begins, strict=True)])
         features = torch.cat([crops, crops, crops[:, : frames - 2 * short]], 1)
     gain_db = torch.from_numpy(rng.uniform(-6, 6, (BATCH, 1, 1))).float()
-    return chosen, (features + gain_db)[:, None]
+    return np.concatenate([chosen, rest]), (features + gain_db)[:, None]
 
 
-def train(args, model: ClapModel, captions: Captions, clean: np.ndarray, coded: np.ndarray) -> dict:
+def train(args, model: ClapModel, rows: list[dict], captions: Captions, clean: np.ndarray, coded: np.ndarray) -> dict:
     """Train until `args.minutes` are spent, over all restarts."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     folder = args.work / "adherence_training"
     progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0}
     rng = np.random.default_rng(args.seed + progress["step"])
+    backings = np.array([row["backing"] for row in rows])
     model.train()
     began, spent_before, saved_at, told_at, recent = time.time(), progress["seconds"], time.time(), time.time(), []
     while progress["seconds"] < 60 * args.minutes:
         done = progress["seconds"] / (60 * args.minutes)
         warm = min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        chosen, features = draw_batch(clean, coded, rng)
+        chosen, features = draw_batch(clean, coded, backings, rng)
         ids, mask = captions.draw(chosen, rng)
         never_longer = torch.zeros(len(features), 1, dtype=torch.bool)
         with torch.autocast("cpu", torch.bfloat16):
@@ -154,7 +162,7 @@ def train(args, model: ClapModel, captions: Captions, clean: np.ndarray, coded: 
 
 
 def instrument_prompts() -> list[str]:
-    return [f"a tune played by {name}" for name in INSTRUMENTS]
+    return [f"a tune played by {article(name)}" for name in INSTRUMENTS]
 
 
 @torch.no_grad()
@@ -188,7 +196,7 @@ def main() -> None:
     model, extractor = build()
     clean = mel_features(args, "train", clips, extractor)
     coded = mel_features(args, "coded_train", coded_clips(args), extractor)
-    progress = train(args, model, Captions(rows, tokenizer), clean, coded)
+    progress = train(args, model, rows, Captions(rows, tokenizer), clean, coded)
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     audio = to_float(held_out)

@@ -9,7 +9,8 @@ random codes, so that the generator's figures have something to stand beside.
 import numpy as np
 import soundfile as sf
 import torch
-from captions import INSTRUMENTS, article
+from adherence import instrument_prompts
+from captions import INSTRUMENTS
 from common import CODEBOOK_SIZE, N_CODEBOOKS, SAMPLING_RATE, load_clips, record, say, stage_arguments, start, to_float
 from measures import tune_measures
 from torch import Tensor
@@ -35,8 +36,7 @@ def summary(audio: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def heard_instruments(adherence: AdherenceReward, audio: Tensor) -> Tensor:
     """Index [B] of the instrument whose prompt fits each clip [B, T] best."""
-    prompts = [f"a tune played by {name}" for name in INSTRUMENTS]
-    text = text_embeddings(adherence.model, adherence.tokenizer, prompts)
+    text = text_embeddings(adherence.model, adherence.tokenizer, instrument_prompts())
     sound = audio_embeddings(adherence.model, adherence.feature_extractor, audio[:, None], SAMPLING_RATE)[:, 0]
     return (sound @ text.T).argmax(1)
 
@@ -52,7 +52,7 @@ def main() -> None:
     quality = QualityModel.from_pretrained(str(args.checkpoints / "musicrl-tiny-quality")).eval()
     folder = args.work / "listen"
     folder.mkdir(exist_ok=True)
-    prompts = [f"a tune played by {article(name)}" for name in INSTRUMENTS]
+    prompts = instrument_prompts()
     played = []
     for seed in range(args.rounds):
         clips = model.sample(prompts, DURATION_S, guidance_scale=args.guidance_scale, seed=seed)

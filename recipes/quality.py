@@ -30,7 +30,7 @@ from transformers import EncodecModel
 from musicrl_hf.rewards.clap import load_clap
 from musicrl_hf.rewards.quality import QualityModel
 
-N_EXAMPLES = {"train": 3000, "validation": 400, "test": 400}
+N_EXAMPLES = {"train": 2000, "validation": 300, "test": 300}
 CROP_S = 5
 CODED_SHARE, SCRAMBLED_SHARE, NO_MUSIC_SHARE = 0.45, 0.4, 0.03
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 1500, 2e-3, 0.05
