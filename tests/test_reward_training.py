@@ -337,6 +337,7 @@ def test_max_length_is_off_and_trls_language_defaults_too():
     assert args.disable_dropout
 
 
-def test_shipped_config_is_a_job():
-    path = Path(__file__).parent.parent / "examples" / "configs" / "reward.yaml"
+@pytest.mark.parametrize("name", ["reward.yaml", "reward_clap.yaml"])
+def test_shipped_config_is_a_job(name):
+    path = Path(__file__).parent.parent / "examples" / "configs" / name
     assert isinstance(load_config(RewardJob, path), RewardJob)
