@@ -1,6 +1,6 @@
 """Stage 6: a CLAP model in miniature, contrastive on rendered clips and their captions (Wu et al. 2023).
 
-    python recipes/adherence.py --work build/tiny --minutes 10
+    python recipes/adherence.py --work build/tiny --minutes 27
 
 Half of the clips that it hears in training went through the codec, since everything that the generator makes does.
 """
@@ -35,7 +35,7 @@ from musicrl_hf.rewards.clap import audio_embeddings, log_mel, text_embeddings
 
 BATCH = 48
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 60
-CODED_CLIPS, CODED_SHARE = 800, 0.5  # training clips that are decoded from codes, and their share of a batch
+CODED_CLIPS, CODED_SHARE = 500, 0.5  # training clips that are decoded from codes, and their share of a batch
 ONE_BACKING_SHARE = 0.5  # of the batches
 SHORT_SHARE = 0.5  # of the batches hear 5 s
 SHORT_S = 5
@@ -186,7 +186,7 @@ def evaluate(model: ClapModel, tokenizer, extractor: ClapFeatureExtractor, audio
 
 
 def main() -> None:
-    args = stage_arguments(__doc__.splitlines()[0], minutes=10).parse_args()
+    args = stage_arguments(__doc__.splitlines()[0], minutes=27).parse_args()
     start(args)
     finished = args.work / "adherence_finished.json"
     if finished.exists() and not args.force:

@@ -1,12 +1,12 @@
 """Stage 3: an EnCodec at 16 kHz, 50 frames a second, 4 codebooks of 512 entries (1.8 kbit/s).
 
-    python recipes/codec.py --work build/tiny --minutes 36
+    python recipes/codec.py --work build/tiny --minutes 50
 
 Trained with the `encodec` package's network, since transformers' EncodecModel passes no gradient to its encoder, and
 saved as transformers' EncodecModel. First without a quantiser, then k-means on the latents, then with EMA codebooks
 (van den Oord et al. 2017, appendix A; residual quantisation as in Zeghidour et al. 2021, SoundStream).
 
-For the last quarter of the time encoder and codebooks are frozen and only the decoder learns: the codes are then what
+For the second half of the time encoder and codebooks are frozen and only the decoder learns: the codes are then what
 they will be, so stage 4 can begin beside it, and more minutes for the decoder later leave the generator valid.
 
 What it leaves out: EnCodec's discriminators, its loss balancer and its entropy coder. EnCodec's own strides (8 5 4 2)
@@ -47,8 +47,8 @@ from transformers import EncodecConfig, EncodecModel
 DIMENSION, N_FILTERS, RATIOS = 128, 32, [20, 16]
 BANDWIDTH = N_CODEBOOKS * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000  # kbit/s
 CROP = 6400  # samples, 0.4 s
-UNQUANTISED_SHARE = 0.35  # of the training time
-DECODER_ONLY_FROM = 0.76  # likewise
+UNQUANTISED_SHARE = 0.26  # of the training time
+DECODER_ONLY_FROM = 0.56  # likewise
 BATCH = (4, 8)  # crops a step, without and with the quantiser
 LEARNING_RATE = (1e-3, 5e-5)  # at the start, at the end of the cosine
 EMA_DECAY, DEAD_SHARE = 0.99, 0.05  # an entry used less than this share of the mean use is replaced
@@ -308,7 +308,7 @@ def evaluate(model: EncodecModel, clips: np.ndarray) -> dict:
 
 
 def main() -> None:
-    args = stage_arguments(__doc__.splitlines()[0], minutes=36).parse_args()
+    args = stage_arguments(__doc__.splitlines()[0], minutes=50).parse_args()
     start(args)
     folder, finished = args.work / "codec", args.work / "codec_finished.json"
     if finished.exists() and not args.force:
@@ -320,7 +320,7 @@ def main() -> None:
     model.eval()
     held_out, _ = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
-    results = evaluate(EncodecModel.from_pretrained(folder).eval(), held_out[:60])
+    results = evaluate(EncodecModel.from_pretrained(folder).eval(), held_out[:40])
     size = sum(p.numel() for p in model.encoder.parameters()) + sum(p.numel() for p in model.decoder.parameters())
     results |= {"bandwidth_kbps": BANDWIDTH, "network_parameters": size, "parity_with_encodec_package": parity}
     results |= {"steps": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}

@@ -1,6 +1,6 @@
 """Stage 5: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
 
-    python recipes/generator.py --work build/tiny --minutes 60      trains and writes the bundled folder
+    python recipes/generator.py --work build/tiny --minutes 62      trains and writes the bundled folder
     python recipes/generator.py --work build/tiny --export          only writes it, from the last saved step
 
 Teacher forced on delayed codes, with the text left out now and then for classifier-free guidance (Ho and Salimans 2022).
@@ -210,7 +210,7 @@ def move_files(aside: Path, folder: Path) -> int:
 
 
 def main() -> None:
-    parser = stage_arguments(__doc__.splitlines()[0], minutes=60)
+    parser = stage_arguments(__doc__.splitlines()[0], minutes=62)
     parser.add_argument("--export", action="store_true", help="only write the bundled folder from the last saved step")
     args = parser.parse_args()
     start(args)

@@ -97,14 +97,19 @@ def train(model: QualityModel, data: dict[str, dict[str, Tensor]]) -> float:
     for step in range(STEPS):
         model.train()
         batch = torch.randint(len(data["train"]["scores"]), (256,))
-        loss = (model(data["train"]["features"][batch]) - data["train"]["scores"][batch]).pow(2).mean()
+        loss = (model.score_features(data["train"]["features"][batch]) - data["train"]["scores"][batch]).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 25 == 24:
             model.eval()
             with torch.no_grad():
-                error = (model(data["validation"]["features"]) - data["validation"]["scores"]).pow(2).mean().item()
+                error = (
+                    (model.score_features(data["validation"]["features"]) - data["validation"]["scores"])
+                    .pow(2)
+                    .mean()
+                    .item()
+                )
             if error < best:
                 best, kept = error, {name: value.clone() for name, value in model.head.state_dict().items()}
     model.head.load_state_dict(kept)
@@ -124,7 +129,7 @@ def main() -> None:
     model.eval()
     test = data["test"]
     with torch.no_grad():
-        predicted = model(test["features"])
+        predicted = model.score_features(test["features"])
     results: dict = {
         "labels": "simulated by recipes/degradations.py; nobody rated anything",
         "examples": N_EXAMPLES,
