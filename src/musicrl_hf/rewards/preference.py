@@ -177,7 +177,8 @@ class PreferenceModel(PushesWithCard, PreTrainedModel):
         kwargs["use_safetensors"] = True
         model = super().from_pretrained(source, *args, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
-        loaded.tokenizer = AutoTokenizer.from_pretrained(source)
+        hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
+        loaded.tokenizer = AutoTokenizer.from_pretrained(source, **hub_options)
         if loaded.config.backbone == "generator":
             loaded.generator.tokenizer = loaded.tokenizer
         loaded.freeze()  # loading makes every parameter trainable
