@@ -223,7 +223,7 @@ def _table(caption: str, head: str, rows: Sequence[str], kind: str = "") -> str:
     # A region that takes focus: a table that is wider than a phone has to scroll by keyboard too.
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table class="{kind}">'
-        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
