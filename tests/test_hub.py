@@ -398,7 +398,7 @@ def client(hub: HubStandIn, cache: Path, code: str, *arguments: object, token: s
     """Run code in a process that takes the stand-in for the Hub; the folder it runs in is `cache`."""
     command = [sys.executable, "-c", START + code, *map(str, arguments)]
     environment = hub.environment(cache, token)
-    return subprocess.run(command, env=environment, cwd=cache, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, cwd=cache, capture_output=True, text=True, timeout=500)
 
 
 def succeeds(result: subprocess.CompletedProcess) -> str:
@@ -500,6 +500,7 @@ for code in sys.argv[2:]:
     assert hub.files("dataset", "tester/votes")["README.md"].decode() == card
 
 
+@pytest.mark.slow
 def test_a_second_push_replaces_the_first_on_its_branch(hub, folders, tmp_path):
     single = tmp_path / "single"
     shutil.copytree(folders / "quality", single)
@@ -581,6 +582,7 @@ for load in (load_generator, load_preferences):
     assert all("tester/nothing-here" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_named(folders, tmp_path):
     with HubStandIn() as gone:
         pass
