@@ -24,7 +24,8 @@ from .schema import preferences_from_rows, save_preferences
 class Listener(Protocol):
     """Whoever chooses between two clips [C, T]."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, prompt: str, audio_a: Tensor, audio_b: Tensor, sampling_rate: int) -> Judgement: ...
 
