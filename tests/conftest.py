@@ -7,10 +7,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
+import gc
+
 import pytest
 import torch
+import trl  # noqa: F401
 
 torch.set_num_threads(1)
+
+# Trainers collect garbage at every step: what the imports left behind need not be looked through each time.
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

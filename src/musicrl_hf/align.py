@@ -96,7 +96,7 @@ def run_align(job: AlignJob) -> Path:
         "duration_s": job.duration_s,
         "max_steps": job.ppo_steps,
         "per_device_train_batch_size": job.ppo_batch_size,
-        "learning_rate": 3e-5,
+        "learning_rate": 1e-4,
         "seed": job.seed,
         "logging_steps": 5,
     }
