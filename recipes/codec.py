@@ -320,7 +320,7 @@ def main() -> None:
     model.eval()
     held_out, _ = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
-    results = evaluate(EncodecModel.from_pretrained(folder).eval(), held_out[:40])
+    results = evaluate(use_fast_elu(EncodecModel.from_pretrained(folder).eval()), held_out[:40])
     size = sum(p.numel() for p in model.encoder.parameters()) + sum(p.numel() for p in model.decoder.parameters())
     results |= {"bandwidth_kbps": BANDWIDTH, "network_parameters": size, "parity_with_encodec_package": parity}
     results |= {"steps": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}

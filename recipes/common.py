@@ -117,13 +117,16 @@ def record(name: str, results: dict) -> None:
     """Keep what was measured in recipes/results/NAME.json, with the command, the machine and the versions."""
     import transformers
 
+    words = sys.argv[1:]
+    if "--work" in words:
+        words[words.index("--work") + 1] = "build/tiny"  # whose folder it was does not matter
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     write_json(
         RECIPES / "results" / f"{name}.json",
         results
         | {
-            "command": "python recipes/" + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": "python recipes/" + shlex.join([Path(sys.argv[0]).name, *words]),
             "date": time.strftime("%Y-%m-%d"),
             "hardware": f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores used, no GPU",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

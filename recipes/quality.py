@@ -17,6 +17,7 @@ from common import (
     stage_arguments,
     start,
     to_float,
+    write_array,
     write_json,
 )
 from degradations import LADDERS, decode_degraded, degrade
@@ -66,27 +67,35 @@ def example(clip: np.ndarray, codes: Tensor, codec: EncodecModel, rng: np.random
     return wave, 1 + 4 * float(np.prod([1 - loss for loss in losses])), kind
 
 
+def examples_of(args, split: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Waves [N, T] as int16, and simulated scores [N] and kinds [N], cached in the work folder."""
+    waves_path, labels_path = args.work / f"quality_{split}.npy", args.work / f"quality_{split}.safetensors"
+    if not waves_path.exists() or args.force:
+        clips, _ = load_clips(args.work, split)
+        codes = load_file(args.work / f"codes_{split}.safetensors")["codes"]
+        codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
+        rng = np.random.default_rng([args.seed, len(clips), N_EXAMPLES[split]])
+        waves, scores, kinds = np.zeros((N_EXAMPLES[split], CROP_S * SAMPLING_RATE), np.int16), [], []
+        for n, i in enumerate(rng.integers(len(codes), size=N_EXAMPLES[split])):
+            wave, score, kind = example(clips[i], codes[i], codec, rng)
+            waves[n] = (wave / max(1.0, np.abs(wave).max()) * 32767).astype(np.int16)
+            scores.append(score)
+            kinds.append(KINDS.index(kind))
+            if n % 200 == 199:
+                say(f"quality: {n + 1} of {N_EXAMPLES[split]} {split} examples")
+        save_file({"scores": torch.tensor(scores), "kinds": torch.tensor(kinds)}, labels_path)
+        write_array(waves_path, waves)
+    return np.load(waves_path, mmap_mode="r"), load_file(labels_path)
+
+
 def features_of(args, model: QualityModel, split: str) -> dict[str, Tensor]:
-    """Features [N, D], simulated scores [N] and kinds [N] of a split, cached in the work folder."""
-    out = args.work / f"quality_{split}.safetensors"
-    if out.exists() and not args.force:
-        return load_file(out)
-    clips, _ = load_clips(args.work, split)
-    codes = load_file(args.work / f"codes_{split}.safetensors")["codes"]
-    codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
-    rng = np.random.default_rng([args.seed, len(clips), N_EXAMPLES[split]])
-    features, scores, kinds = [], [], []
-    while len(scores) < N_EXAMPLES[split]:
-        chosen = rng.integers(len(codes), size=20)
-        made = [example(clips[i], codes[i], codec, rng) for i in chosen]
-        features.append(model.features(torch.from_numpy(np.stack([m[0] for m in made]))[:, None], SAMPLING_RATE))
-        scores += [m[1] for m in made]
-        kinds += [KINDS.index(m[2]) for m in made]
-        if len(scores) % 200 == 0:
-            say(f"quality: {len(scores)} of {N_EXAMPLES[split]} {split} examples")
-    tensors = {"features": torch.cat(features), "scores": torch.tensor(scores), "kinds": torch.tensor(kinds)}
-    save_file(tensors, out)
-    return tensors
+    """Features [N, D], simulated scores [N] and kinds [N] of a split."""
+    waves, labels = examples_of(args, split)
+    parts = []
+    for first in range(0, len(waves), 20):
+        parts.append(model.features(to_float(waves[first : first + 20])[:, None], SAMPLING_RATE))
+    say(f"quality: features of {len(waves)} {split} examples")
+    return labels | {"features": torch.cat(parts)}
 
 
 def train(model: QualityModel, data: dict[str, dict[str, Tensor]]) -> float:
@@ -117,8 +126,14 @@ def train(model: QualityModel, data: dict[str, dict[str, Tensor]]) -> float:
 
 
 def main() -> None:
-    args = stage_arguments(__doc__.splitlines()[0]).parse_args()
+    parser = stage_arguments(__doc__.splitlines()[0])
+    parser.add_argument("--examples-only", action="store_true", help="only make the examples, beside stage 6")
+    args = parser.parse_args()
     start(args)
+    if args.examples_only:
+        for split in N_EXAMPLES:
+            examples_of(args, split)
+        return None
     finished = args.work / "quality_finished.json"
     if finished.exists() and not args.force:
         return say(f"{finished} is there")
