@@ -247,7 +247,7 @@ def _architecture(folder: Path, kind: str) -> dict[str, str]:
                     count *= length
                 part = name.split(".")[0]
                 sizes[part] = sizes.get(part, 0) + count
-    facts = {"parameters": f"{sum(sizes.values()):,}"}
+    facts = {"parameters and buffers": f"{sum(sizes.values()):,}"}
     if len(sizes) > 1:
         facts["of these"] = ", ".join(f"{part} {count:,}" for part, count in sorted(sizes.items()))
     if kind == "adapter":
