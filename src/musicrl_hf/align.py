@@ -46,9 +46,10 @@ class AlignJob:
     seed: int = _option(0, "of everything")
 
     def __post_init__(self) -> None:
-        for name in ("heldout_prompts", "listeners", "panel", "pairs_per_prompt", "ppo_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        least = {"heldout_prompts": 1, "listeners": 1, "panel": 3, "pairs_per_prompt": 1, "ppo_batch_size": 1}
+        for name, number in least.items():
+            if vars(self)[name] < number:
+                raise ValueError(f"`{name}` must be at least {number}, got {vars(self)[name]!r}.")
         for name in ("reward_steps", "dpo_steps", "ppo_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1 optimiser step, got {getattr(self, name)!r}.")

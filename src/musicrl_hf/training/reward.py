@@ -30,6 +30,7 @@ from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter
 from .job import find_checkpoint, option, run_record
+from .seam import PlainOutputs
 from .sequences import ClipSequences
 
 DEFAULT_MODELS = {"generator": "musicrl-tiny", "clap": "musicrl-tiny-adherence"}
@@ -165,11 +166,8 @@ class TabledPreferenceModel(PreferenceModel):
         return SequenceClassifierOutput(logits=self.head(features)[:, None])
 
 
-class MusicRewardTrainer(RewardTrainer):
-    """TRL's `RewardTrainer` as it is, without its model card, which describes a language model."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Cards are written when a model is pushed."""
+class MusicRewardTrainer(PlainOutputs, RewardTrainer):
+    """TRL's `RewardTrainer` as it is, without its ping, its card for language models and its pickle."""
 
 
 def bradley_terry_pairs(ds: Dataset, ids: list[tuple[list[int], list[int]]], ties: str) -> Dataset:
