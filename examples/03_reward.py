@@ -3,7 +3,7 @@
     python examples/03_reward.py --tiny
     python examples/03_reward.py --preferences runs/prefs --backbone generator --max_steps 300
 
-`--preferences` takes a folder of `musicrl import` or `musicrl collect`, or a Hub id. `--tiny` first makes 24 pairs of a clean
+`--preferences` takes a folder of `musicrl import`, or a Hub id. `--tiny` first makes 24 pairs of a clean
 and a noisy tone, so that there is something to learn in seconds.
 """
 

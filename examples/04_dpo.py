@@ -4,7 +4,7 @@
     python examples/04_dpo.py --preferences runs/votes --model facebook/musicgen-small --lora_r 16 --max_steps 500
     accelerate launch examples/04_dpo.py --config examples/configs/dpo.yaml
 
-Every field of `DPOJob` also goes as `--field value`. `preferences` is what `musicrl collect` or `musicrl import` wrote; its
+Every field of `DPOJob` also goes as `--field value`. `preferences` is what `musicrl import` wrote; its
 clips are encoded once, and the codec is not run again. Without it, simulated listeners vote on pairs that the model samples
 first. The result is a stock MusicGen (or, with `--lora_r`, a PEFT adapter), which plays without this package too. `--tiny`
 makes four steps on votes about half-second clips.
