@@ -270,7 +270,7 @@ def transformers_config() -> EncodecConfig:
 @torch.no_grad()
 def convert(model: EncodecPackageModel, folder: Path, clip: Tensor) -> dict:
     """Save as transformers' EncodecModel and compare both on one clip [1, 1, T]: codes and wave."""
-    from musicrl_hf.codec import convert_encodec_state_dict
+    from musicrl_hf.codec_conversion import convert_encodec_state_dict
 
     converted = EncodecModel(transformers_config()).eval()
     converted.load_state_dict(convert_encodec_state_dict(model.state_dict()))

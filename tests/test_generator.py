@@ -66,12 +66,12 @@ def _record(decode, kept):
 
 def test_one_decoder_step_a_time(saved):
     model, _ = saved
-    lengths = []
-    model.decoder.model.decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[-1]), with_kwargs=True
+    seen = []
+    model.decoder.model.decoder.layers[0].fc1.register_forward_hook(
+        lambda module, inputs, out: seen.append(out.shape[0])
     )
     model.sample_codes(*model.text_inputs(PROMPTS), 12)
-    assert lengths == [1] * num_steps(12, model.config.num_codebooks, model.config.audio_channels)
+    assert seen == [len(PROMPTS)] * num_steps(12, model.config.num_codebooks, model.config.audio_channels)
 
 
 def test_logits_equal_stock_forward(saved):

@@ -86,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     importer.set_defaults(run=_import)
 
     convert = commands.add_parser("convert-codec", help="weights of the encodec package to transformers' EncodecModel")
-    convert.add_argument("weights", type=Path, help="safetensors file with the state dict of an encodec.EncodecModel")
-    convert.add_argument("config", help="JSON file of an EncodecConfig, or the name of a codec of the same shape")
+    convert.add_argument("source", help="encodec_24khz, encodec_48khz, or a safetensors file of such a state dict")
     convert.add_argument("output", type=Path, help="folder to write")
+    convert.add_argument("--config", help="for a file: EncodecConfig JSON, or the name of a codec of the same shape")
     convert.set_defaults(run=_convert_codec)
 
     push = commands.add_parser("push", help="publish a model or a preference data set on the Hub, with its card")
@@ -185,9 +185,9 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _convert_codec(arguments: argparse.Namespace) -> None:
-    from .codec import convert_encodec_checkpoint
+    from .codec_conversion import convert_encodec_checkpoint
 
-    print(f"Wrote {convert_encodec_checkpoint(arguments.weights, arguments.config, arguments.output)}")
+    print(f"Wrote {convert_encodec_checkpoint(arguments.source, arguments.output, arguments.config)}")
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -1,9 +1,7 @@
 """EnCodec between waveforms [B, C, T] and codes [B, K, F], through transformers' `EncodecModel`, with exact lengths."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -199,74 +197,3 @@ class AudioCodec:
                 f"`{name}` must lie in [0, {self.codebook_size}), got {int(codes.min())} to {int(codes.max())}; "
                 "they come from a codec with larger codebooks."
             )
-
-
-_RENAMES = [
-    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
-    (r"\.conv\.conv\.", ".conv."),
-    (r"\.convtr\.convtr\.", ".conv."),
-    (r"\.conv\.norm\.", ".norm."),
-    (r"\.convtr\.norm\.", ".norm."),
-    (r"^quantizer\.vq\.layers\.(\d+)\._codebook\.", r"quantizer.layers.\1.codebook."),
-    (r"\.weight_g$", ".parametrizations.weight.original0"),
-    (r"\.weight_v$", ".parametrizations.weight.original1"),
-]
-
-
-def convert_encodec_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of an `encodec` package model into those of transformers' `EncodecModel`.
-
-    Values are untouched: codes come out equal and waves are the same to the last bit.
-    """
-    renamed = {}
-    for name, tensor in state_dict.items():
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
-
-
-def convert_encodec_checkpoint(weights: str | Path, config: str | Path, output_dir: str | Path) -> Path:
-    """`musicrl convert-codec`: an `encodec` package checkpoint (safetensors) and an EncodecConfig to a stock folder.
-
-    Args:
-        weights: safetensors file with the state dict of an `encodec.EncodecModel`.
-        config: JSON file of a transformers `EncodecConfig` that describes it, or the name or folder of a codec of the
-            same shape (for example "facebook/encodec_24khz").
-        output_dir: folder to write (config.json, model.safetensors, preprocessor_config.json).
-
-    Raises:
-        ValueError: the file is no safetensors file, or its weights do not fit the config.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from transformers import EncodecConfig, EncodecFeatureExtractor
-
-    from .audio import atomic_path
-
-    try:
-        state = convert_encodec_state_dict(load_file(weights))
-    except SafetensorError as error:
-        raise ValueError(
-            f"`weights`: {weights} is no whole safetensors file ({error}). A published .th file is a pickle: load it "
-            "yourself where you trust it and save its state dict with safetensors.torch.save_file."
-        ) from None
-    is_file = Path(config).is_file()
-    codec_config = EncodecConfig.from_json_file(config) if is_file else EncodecConfig.from_pretrained(str(config))
-    model = EncodecModel(codec_config)
-    # The package keeps no running statistics that inference needs beyond these names.
-    problem = model.load_state_dict(state, strict=False)
-    if problem.missing_keys or problem.unexpected_keys:
-        raise ValueError(
-            f"`weights` does not fit `config`: missing {problem.missing_keys[:3]}, unexpected "
-            f"{problem.unexpected_keys[:3]} of {len(state)} tensors; check strides, filters and the number of codebooks."
-        )
-    with atomic_path(output_dir) as folder:
-        model.save_pretrained(folder)
-        EncodecFeatureExtractor(
-            feature_size=codec_config.audio_channels,
-            sampling_rate=codec_config.sampling_rate,
-            chunk_length_s=codec_config.chunk_length_s,
-            overlap=codec_config.overlap,
-        ).save_pretrained(folder)
-    return Path(output_dir)

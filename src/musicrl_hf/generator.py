@@ -20,7 +20,6 @@ from transformers import (
     MusicgenForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .audio import MAX_DURATION_S
 from .bundled import resolve
@@ -29,6 +28,7 @@ from .configuration import MusicRLConfig
 from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
 from .hub import PushesWithCard
 from .sampling import check_sampling, draw_codes
+from .step_decoder import StepDecoder
 
 _DROPOUTS = ("dropout", "activation_dropout", "attention_dropout", "layerdrop")
 
@@ -264,7 +264,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         do_sample: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw codes [B, K, F] in S decoder steps with a KV cache.
+        """Draw codes [B, K, F] in S decoder steps, see `StepDecoder`.
 
         Args:
             input_ids, attention_mask: [B, P] from `text_inputs`.
@@ -283,20 +283,14 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         if guided:
             text_states = torch.cat([text_states, torch.zeros_like(text_states)])
             text_mask = torch.cat([text_mask, torch.zeros_like(text_mask)])
-        batch = input_ids.shape[0]
+        batch, steps = input_ids.shape[0], num_steps(frames, config.num_codebooks, config.audio_channels)
         delays = torch.tensor(codebook_delays(config.num_codebooks, config.audio_channels), device=self.device)
-        cache = EncoderDecoderCache(DynamicCache(config=config.decoder), DynamicCache(config=config.decoder))
+        decoder = StepDecoder(self.decoder, text_states, text_mask, steps)
         current = input_ids.new_full((batch, config.num_codebooks), config.pad_code)
         drawn = []
-        for step in range(num_steps(frames, config.num_codebooks, config.audio_channels)):
-            hidden = self.decoder.model(
-                input_ids=(current.repeat(2, 1) if guided else current).reshape(-1, 1),
-                encoder_hidden_states=text_states,
-                encoder_attention_mask=text_mask,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            logits = self.codebook_logits(hidden)[:, :, 0]
+        for step in range(steps):
+            hidden = decoder.step(current.repeat(2, 1) if guided else current)
+            logits = self.codebook_logits(hidden[:, None])[:, :, 0]
             if guided:
                 conditional, null = logits.chunk(2)
                 logits = null + (conditional - null) * guidance_scale

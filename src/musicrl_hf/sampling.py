@@ -17,8 +17,14 @@ def check_sampling(temperature: float, top_k: int | None, guidance_scale: float,
 
 
 def draw_codes(logits: Tensor, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """One code a codebook from logits [B, K, V]: ids [B, K]."""
+    """One code a codebook from logits [B, K, V]: ids [B, K].
+
+    By the inverse of the cumulated probabilities, which takes one random number a code; `torch.multinomial` takes V.
+    """
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
-    flat = logits.softmax(-1).flatten(0, 1)
-    return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:2])
+    # Double precision: what float32 loses over thousands of entries would be lost by the likely ones.
+    cumulated = logits.softmax(-1).double().cumsum(-1)
+    draw = torch.rand(*logits.shape[:-1], 1, generator=generator, device=logits.device, dtype=torch.double)
+    index = torch.searchsorted(cumulated, draw * cumulated[..., -1:], right=True)
+    return index[..., 0].clamp(max=logits.shape[-1] - 1)

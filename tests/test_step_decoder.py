@@ -1,0 +1,74 @@
+"""The step decoder against the stock decoder's forward over whole clips."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_generator
+
+from musicrl_hf.delay import delay_codes
+from musicrl_hf.sampling import draw_codes
+from musicrl_hf.step_decoder import StepDecoder
+
+PROMPTS = ["a slow piano air played at night", "drums"]
+
+
+@torch.no_grad()
+def both_ways(model, dtype=torch.float32):
+    """Trunk states [B, S, H] step by step, and of the whole clips at once, in float32."""
+    model = model.to(dtype).eval()
+    codes = torch.randint(0, model.config.codebook_size, (3, model.config.num_codebooks, 9))
+    ids, mask = model.text_inputs([*PROMPTS, PROMPTS[0]])
+    mask[2] = 0  # no text at all, as the second half of a guided batch
+    states = model.encode_text(ids, mask)
+    whole, delayed = model.decoder_hidden(codes, states, mask)
+    assert torch.equal(delayed, delay_codes(codes, model.config.pad_code, model.config.audio_channels))
+    decoder = StepDecoder(model.decoder, states, mask, delayed.shape[-1])
+    before = torch.full_like(delayed[..., 0], model.config.pad_code)
+    steps = []
+    for step in range(delayed.shape[-1]):
+        steps.append(decoder.step(before))
+        before = delayed[..., step]
+    return torch.stack(steps, 1).float(), whole.float()
+
+
+@pytest.mark.parametrize(("channels", "K"), [(1, 4), (2, 8)])
+def test_steps_equal_the_whole_forward(channels, K):
+    steps, whole = both_ways(tiny_generator(audio_channels=channels, K=K))
+    assert whole.std() > 0.1
+    torch.testing.assert_close(steps, whole, rtol=0, atol=1e-5)
+
+
+def test_in_half_precision_too():
+    steps, whole = both_ways(tiny_generator(), torch.bfloat16)
+    torch.testing.assert_close(steps, whole, rtol=0, atol=0.06)  # bfloat16 has steps of .016 where states reach 2 to 4
+
+
+def test_an_adapter_takes_part():
+    model = tiny_generator()
+    plain, _ = both_ways(model)
+    torch.manual_seed(1)
+    targets = r".*decoder\.model\.decoder\.layers\.\d+\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    steps, whole = both_ways(model)
+    torch.testing.assert_close(steps, whole, rtol=0, atol=1e-5)
+    assert (steps - plain).abs().max() > 0.1
+
+
+def test_codes_are_drawn_as_often_as_they_are_likely():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    logits = probabilities.log().expand(20_000, 2, 4)
+    drawn = draw_codes(logits, None, torch.Generator().manual_seed(0))
+    assert drawn.shape == (20_000, 2)
+    frequencies = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
+    assert frequencies[1] == 0
+    # Four standard errors of a proportion: 4 * sqrt(.25 / 40000) = .01.
+    torch.testing.assert_close(frequencies, probabilities, rtol=0, atol=0.01)
+    assert (drawn[:, 0] != drawn[:, 1]).float().mean() > 0.5, "the codebooks of a clip are drawn one by one"
+
+
+def test_only_the_top_k_are_drawn():
+    logits = torch.tensor([3.0, 1.0, 2.0, 0.0]).expand(2_000, 1, 4)
+    drawn = draw_codes(logits, 2, torch.Generator().manual_seed(0))
+    assert set(drawn.flatten().tolist()) == {0, 2}
+    # e^3 / (e^3 + e^2) = .731; four standard errors: 4 * sqrt(.731 * .269 / 2000) = .04.
+    assert (drawn == 0).float().mean().item() == pytest.approx(0.731, abs=0.04)
