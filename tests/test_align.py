@@ -42,7 +42,7 @@ def test_the_loop_end_to_end(tmp_path, capsys):
         heldout_prompts=3,
         duration_s=1.0,
         listeners=3,
-        panel=3,
+        panel=6,
         reward_steps=2,
         dpo_steps=2,
         ppo_steps=2,

@@ -1,4 +1,5 @@
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,16 @@ def test_dtype_is_the_users(saved):
     assert model.dtype == torch.bfloat16
     clips = model.sample(PROMPTS, duration_s=0.2, seed=0)
     assert clips.audio.dtype == torch.float32
+
+
+def test_only_the_warning_about_musicgens_own_pad_is_dropped(caplog):
+    logger = logging.getLogger("transformers.configuration_utils")
+    warning = (
+        "Model config: pad_token_id must be `None` or an integer within the vocabulary (between 0 and {}), got {}. Hm."
+    )
+    for last, got in ((2047, 2048), (2047, 2049), (2047, -1)):
+        logger.warning(warning.format(last, got))
+    assert [record.getMessage().split("got ")[1] for record in caplog.records] == ["2049. Hm.", "-1. Hm."]
 
 
 def test_text_config_is_answered():

@@ -62,7 +62,7 @@ def study(tmp_path_factory):
         models,
         PROMPTS,
         out,
-        listeners=simulated_listeners(5),
+        listeners=simulated_listeners(7),
         rewards={"level": level},
         duration_s=1.0,
         batch_size=4,
@@ -76,7 +76,7 @@ def test_result_is_what_a_direct_count_gives(study):
     out, models, result = study
     assert json.loads((out / "results.json").read_text()) == result
     votes = read_votes(out / "votes.csv")
-    assert len(votes) == len(PROMPTS) * 3, "three listeners a prompt, one pair of models"
+    assert len(votes) == len(PROMPTS) * 2 * 3, "two clips a prompt, three listeners a clip, one pair of models"
     wins = sum(vote.preference == "a" for vote in votes)
     losses = sum(vote.preference == "b" for vote in votes)
     (rate,) = (r for r in result["win_rates"] if r["model"] == "base")
@@ -104,10 +104,8 @@ def test_the_numbers_are_those_of_the_clips(study):
     saved, _ = read_audio(out / "clips" / "base" / "0001.flac")
     assert torch.allclose(saved, match_loudness(audio[2], 400), atol=1e-4)
     ratings = [
-        float(
-            simulated_listeners(5)[(number * 3 + turn) % 5].rate([p], match_loudness(audio[2 * number], 400)[None], 400)
-        )
-        for number, p in enumerate(PROMPTS)
+        float(simulated_listeners(7)[(clip * 3 + turn) % 7].rate([p], match_loudness(audio[clip], 400)[None], 400))
+        for clip, p in enumerate(p for p in PROMPTS for _ in range(2))
         for turn in range(3)
     ]
     (score,) = (s for s in result["mos"] if s["model"] == "base")
@@ -149,13 +147,17 @@ def test_one_model_is_measured_but_not_compared(tmp_path):
 
 
 def test_wrong_studies_are_refused(tmp_path):
-    good = {"models": {"x": tiny_generator()}, "prompts": ["p"], "listeners": simulated_listeners(3)}
+    good = {"models": {"x": tiny_generator()}, "prompts": ["p"], "listeners": simulated_listeners(6)}
     for change, message in (
         ({"models": {}}, "models is empty"),
         ({"prompts": []}, "prompts has 0 texts"),
         ({"prompts": ["slow air", " Slow AIR "]}, "twice or empty: .'slow air'"),
         ({"prompts": ["  "]}, "prompts has 1 texts"),
-        ({"listeners": simulated_listeners(2)}, "raters_per_clip is 3 of 2 listeners"),
+        (
+            {"listeners": simulated_listeners(5)},
+            "raters_per_clip x samples_per_prompt is 3 x 2, but there are 5 listeners",
+        ),
+        ({"raters_per_clip": 0}, "raters_per_clip is 0"),
         ({"samples_per_prompt": 0}, "samples_per_prompt is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
     ):
@@ -170,7 +172,7 @@ def test_a_reward_that_gives_nan_is_named(tmp_path):
 
     with pytest.raises(ValueError, match="broken"):
         evaluate_models(
-            {"x": tiny_generator()}, ["p"], tmp_path, listeners=simulated_listeners(3), rewards={"broken": broken},
+            {"x": tiny_generator()}, ["p"], tmp_path, listeners=simulated_listeners(6), rewards={"broken": broken},
             duration_s=0.5,
         )  # fmt: skip
 
@@ -205,7 +207,7 @@ def test_the_job_compares_saved_generators_by_label(tmp_path):
         tiny_generator(seed=seed).save_pretrained(tmp_path / name)
     (tmp_path / "prompts.txt").write_text("slow air\nfast reel\n")
     words = ["--models", str(tmp_path / "one"), f"tuned={tmp_path / 'two'}", "--prompts", str(tmp_path / "prompts.txt")]
-    words += ["--out", str(tmp_path / "out"), "--duration_s", "0.5", "--listeners", "3"]
+    words += ["--out", str(tmp_path / "out"), "--duration_s", "0.5", "--listeners", "6"]
     page = run_evaluate(load_config(EvaluateJob, overrides=words))
     assert json.loads((page.parent / "results.json").read_text())["models"] == ["one", "tuned"]
 

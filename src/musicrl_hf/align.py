@@ -37,7 +37,9 @@ class AlignJob:
     heldout_prompts: int = _option(24, "how many of the held-out prompts to compare on, from the first")
     duration_s: float = _option(3.0, "length of all clips, in seconds (at most 30)")
     listeners: int = _option(12, "simulated listeners who vote")
-    panel: int = _option(12, "other simulated listeners, whose votes nothing is trained on, for the comparison")
+    panel: int = _option(
+        12, "other simulated listeners, whose votes nothing is trained on, for the comparison (at least 6)"
+    )
     pairs_per_prompt: int = _option(2, "pairs that are voted on for each prompt")
     reward_steps: int = _option(60, "optimiser steps of the preference reward")
     dpo_steps: int = _option(60, "optimiser steps of DPO on the votes")
@@ -46,7 +48,7 @@ class AlignJob:
     seed: int = _option(0, "of everything")
 
     def __post_init__(self) -> None:
-        least = {"heldout_prompts": 1, "listeners": 1, "panel": 3, "pairs_per_prompt": 1, "ppo_batch_size": 1}
+        least = {"heldout_prompts": 1, "listeners": 1, "panel": 6, "pairs_per_prompt": 1, "ppo_batch_size": 1}
         for name, number in least.items():
             if vars(self)[name] < number:
                 raise ValueError(f"`{name}` must be at least {number}, got {vars(self)[name]!r}.")
@@ -141,7 +143,8 @@ def run_align(job: AlignJob) -> Path:
                 preferences=str(out / "votes"),
                 output_dir=str(out / "dpo"),
                 max_steps=job.dpo_steps,
-                learning_rate=3e-5,
+                learning_rate=1e-4,
+                beta=0.03,
                 seed=job.seed,
             )
         ),
@@ -170,6 +173,7 @@ def run_align(job: AlignJob) -> Path:
                 listeners=job.panel,
                 rewards=[job.adherence, job.quality, f"preference:{out / 'preference'}"],
                 duration_s=job.duration_s,
+                batch_size=32,
                 seed=job.seed + 1,
             )
         ),
@@ -211,8 +215,9 @@ def summary_table(result: dict[str, Any]) -> str:
     raters = result["raters"]
     kind = f"simulated listeners ({raters['simulated']})" if raters["simulated"] else "listeners"
     note = (
-        f"{result['prompts']} held-out prompts, {raters['per_clip']} of {raters['listeners']} {kind} rate each clip from "
-        "1 to 5. Nobody listened.\nThis is the short version: a few steps on a small model, so that it takes minutes."
+        f"{result['prompts']} held-out prompts, {raters['clips_per_prompt']} clips each; {raters['per_clip']} of "
+        f"{raters['listeners']} {kind} rate each clip from 1 to 5. Nobody listened.\n"
+        "This is the short version: a few steps on a small model, so that it takes minutes."
     )
     return "\n".join([*lines, "", note])
 
@@ -275,6 +280,6 @@ def _collect(job: AlignJob, out: Path, prompts: Path) -> None:
         name="base",
         duration_s=job.duration_s,
         pairs_per_prompt=job.pairs_per_prompt,
-        batch_size=16,
+        batch_size=64,
         seed=job.seed,
     )

@@ -1,8 +1,21 @@
 """The generator's configuration: MusicGen's, with the answers that language-model trainers ask for."""
 
+import logging
+import re
 from typing import ClassVar
 
 from transformers import MusicgenConfig
+
+
+class _PadBesideTheCodes(logging.Filter):
+    """Drops transformers' warning that a token id lies one past the vocabulary: MusicGen's pad does so by design."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = re.search(r"_token_id must be .*between 0 and (\d+)\), got (\d+)\.", record.getMessage())
+        return found is None or int(found[2]) != int(found[1]) + 1
+
+
+logging.getLogger("transformers.configuration_utils").addFilter(_PadBesideTheCodes())
 
 
 class MusicRLConfig(MusicgenConfig):

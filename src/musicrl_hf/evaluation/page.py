@@ -47,7 +47,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     raters = result["raters"]
     text = (
         f"{_count(len(result['models']), 'generator')} on the same {_count(result['prompts'], 'prompt')}, "
-        f"{result['settings']['duration_s']:g} s a clip, {_count(raters['per_clip'], 'rating')} a clip."
+        f"{_count(raters['clips_per_prompt'], 'clip')} of {result['settings']['duration_s']:g} s each, "
+        f"{_count(raters['per_clip'], 'rating')} a clip."
     )
     warning = ""
     if raters["simulated"]:

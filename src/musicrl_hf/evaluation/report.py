@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -68,7 +70,7 @@ class EvaluateJob:
     raters_per_clip: int = field(default=3, metadata={"help": "listeners who rate each clip; the paper has 3"})
     duration_s: float = field(default=5.0, metadata={"help": "seconds a clip"})
     samples_per_prompt: int = field(
-        default=2, metadata={"help": "clips a prompt: the first is rated, all count for metrics and diversity"}
+        default=2, metadata={"help": "clips a prompt; all are rated, and two or more tell the diversity"}
     )
     temperature: float = field(default=1.0, metadata={"help": "of sampling"})
     top_k: int | None = field(default=None, metadata={"help": "likeliest codes to sample from; empty for all"})
@@ -140,7 +142,8 @@ def evaluate_models(
         rewards: label -> reward; each gives a mean, and win rates in which the higher reward wins.
         raters_per_clip: how many of the listeners rate the clips of a prompt; they take turns.
         duration_s: seconds a clip.
-        samples_per_prompt: the first is rated and played; all count for metrics, and two or more for diversity.
+        samples_per_prompt: each is rated, by other listeners than the others, and stands against the other models'
+            clip of the same seed; the first is played. Two or more tell the diversity.
         temperature, top_k, guidance_scale: of the sampling.
         players: prompts whose clips are embedded in the page, spread over the list.
 
@@ -161,7 +164,9 @@ def evaluate_models(
     rated: dict[str, list[tuple[str, str, float]]] = {}
     scores: dict[str, dict[str, list[tuple[str, str, float]]]] = {name: {} for name in rewards}
     metrics: dict[str, dict[str, MeanScore | float]] = {}
-    clips: dict[int, dict[str, str]] = {number: {} for number in sorted(shown)}
+    played: dict[int, dict[str, Any]] = {
+        number: {"prompt": prompts[number], "clips": {}, "scores": {}} for number in sorted(shown)
+    }
     with tqdm(total=len(models) * len(prompts), desc="evaluating") as bar:
         for label, source in models.items():
             model = load_generator(source).eval() if isinstance(source, str) else source
@@ -175,22 +180,26 @@ def evaluate_models(
             ):
                 rate = model.sampling_rate
                 codes.extend(own_codes)
-                matched = match_loudness(audio[0], rate)
-                for turn in range(raters_per_clip):
-                    rater = listeners[(number * raters_per_clip + turn) % len(listeners)]
-                    rating = float(rater.rate([prompt], matched[None], rate)[0])
-                    rated[label].append((prompt, rater.name, rating))
+                matched = torch.stack([match_loudness(clip, rate) for clip in audio])
+                for place in range(samples_per_prompt * raters_per_clip):
+                    rater = listeners[(number * samples_per_prompt * raters_per_clip + place) % len(listeners)]
+                    heard = matched[place // raters_per_clip]
+                    rated[label].append((prompt, rater.name, float(rater.rate([prompt], heard[None], rate)[0])))
+                own = [value for _, _, value in rated[label][-samples_per_prompt * raters_per_clip :]]
+                of_first = {"rating": fmean(own[:raters_per_clip])}
                 for name, reward in rewards.items():
                     value = check_scores(reward([prompt] * len(audio), audio, rate), len(audio), name)
                     scores[name][label].append((prompt, name, float(value.mean())))
+                    of_first[name] = float(value[0])
                 measured = {key: float(value.mean()) for key, value in clip_metrics(audio, rate).items()}
                 measured |= diversity(audio, rate) if len(audio) > 1 else {}
                 for key, number_measured in measured.items():
                     collected.setdefault(key, []).append((prompt, number_measured))
-                encoded = audio_bytes(matched, rate)
+                encoded = audio_bytes(matched[0], rate)
                 _save_clip(out_dir, label, number, encoded)
-                if number in clips:
-                    clips[number][label] = base64.b64encode(encoded).decode()
+                if number in played:
+                    played[number]["clips"][label] = base64.b64encode(encoded).decode()
+                    played[number]["scores"][label] = of_first
                 bar.update()
             metrics[label] = {key: mean_with_interval(label, values, seed=seed) for key, values in collected.items()}
             metrics[label]["distinct_ngrams"] = distinct_ngrams(codes, _NGRAM)
@@ -207,6 +216,7 @@ def evaluate_models(
         "raters": {
             "listeners": len(listeners),
             "per_clip": raters_per_clip,
+            "clips_per_prompt": samples_per_prompt,
             "simulated": LISTENER_VERSION if all(isinstance(who, SimulatedListener) for who in listeners) else None,
         },
         "mos": [as_json(score) for score in mean_opinion_scores(ratings, seed=seed)],
@@ -224,11 +234,7 @@ def evaluate_models(
         | DIVERSITY_METRICS
         | {"distinct_ngrams": f"distinct over all {_NGRAM}-grams of the first codebook"},
     }
-    shown_clips = [
-        {"prompt": prompts[number], "clips": own, "scores": _of_prompt(prompts[number], {"rating": rated, **scores})}
-        for number, own in clips.items()
-    ]
-    _write(out_dir, result, votes, shown_clips)
+    _write(out_dir, result, votes, list(played.values()))
     return result
 
 
@@ -306,13 +312,15 @@ def _check_study(
     twice = sorted({prompt for prompt in spelled if spelled.count(prompt) > 1})
     if not prompts or twice or not all(spelled):
         raise ValueError(f"prompts has {len(prompts)} texts, twice or empty: {twice}: give each prompt once")
-    if not 1 <= raters_per_clip <= len(listeners):
-        raise ValueError(
-            f"raters_per_clip is {raters_per_clip} of {len(listeners)} listeners: take 1 up to all of them"
-        )
-    for name, value in (("samples_per_prompt", samples_per_prompt), ("batch_size", batch_size)):
+    numbers = {"raters_per_clip": raters_per_clip, "samples_per_prompt": samples_per_prompt, "batch_size": batch_size}
+    for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: it has to be 1 or more")
+    if raters_per_clip * samples_per_prompt > len(listeners):
+        raise ValueError(
+            f"raters_per_clip x samples_per_prompt is {raters_per_clip} x {samples_per_prompt}, but there are "
+            f"{len(listeners)} listeners: have more of them, so that nobody rates two clips of a model for one prompt"
+        )
 
 
 def _sample(
@@ -355,18 +363,6 @@ def _reward_result(rows: Mapping[str, Sequence[tuple[str, str, float]]], seed: i
     votes = votes_from_scores(rows)
     rates: list[WinRate] = win_rate_matrix(votes, list(rows), seed=seed)
     return {"means": [as_json(mean) for mean in means], "win_rates": [as_json(rate) for rate in rates]}
-
-
-def _of_prompt(
-    prompt: str, scores: Mapping[str, Mapping[str, Sequence[tuple[str, str, float]]]]
-) -> dict[str, dict[str, float]]:
-    """What each model got on one prompt: model -> name -> mean."""
-    table: dict[str, dict[str, float]] = {}
-    for name, by_model in scores.items():
-        for label, rows in by_model.items():
-            values = [value for own, _, value in rows if own == prompt]
-            table.setdefault(label, {})[name] = sum(values) / len(values)
-    return table
 
 
 def _write(out_dir: Path, result: dict[str, Any], votes: Sequence[Vote], players: Sequence[dict[str, Any]]) -> None:

@@ -29,7 +29,9 @@ class MusicDPOConfig(DPOConfig):
     """TRL's `DPOConfig` with defaults for clips, which are never cut."""
 
     max_length: int | None = option(None, "must stay empty: a clip that is cut has no log-probability")
-    gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
+    gradient_checkpointing: bool | None = option(
+        None, "off here, where TRL has it on; activation_checkpointing turns it on"
+    )
     bf16: bool = option(False, "train in bfloat16 where the device can")
     report_to: str | list[str] | None = option("none", "where to report to")
     ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")

@@ -67,11 +67,21 @@ class TrainingJob:
 
     def shared_arguments(self) -> dict[str, Any]:
         """The fields that a trainer's config takes under the same name, and how often it saves."""
-        own = ("model", "ref_model", "lora_r", "lora_alpha", "save_steps", "resume_from_checkpoint")
+        own = (
+            "model",
+            "ref_model",
+            "lora_r",
+            "lora_alpha",
+            "save_steps",
+            "resume_from_checkpoint",
+            "gradient_checkpointing",
+        )
         shared = {f.name: vars(self)[f.name] for f in dataclasses.fields(TrainingJob) if f.name not in own}
         return shared | {
             "save_strategy": "steps" if self.save_steps else "no",
             "save_steps": self.save_steps or self.max_steps,
+            "activation_checkpointing": self.gradient_checkpointing,  # transformers' newer name for it
+            "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere torch warns and does not
         }
 
     def peft_config(self) -> LoraConfig | None:

@@ -95,7 +95,9 @@ class RolloutArguments:
     duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
     max_completion_length: int | None = option(None, "must stay empty: `duration_s` decides")
     disable_dropout: bool = option(True, "must stay true: the clips are scored by the policy that sampled them")
-    gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
+    gradient_checkpointing: bool | None = option(
+        None, "off here, where TRL has it on; activation_checkpointing turns it on"
+    )
     bf16: bool = option(False, "train in bfloat16 where the device can")
     report_to: str | list[str] | None = option("none", "where to report to")
     ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")

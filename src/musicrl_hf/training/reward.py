@@ -117,9 +117,10 @@ class RewardJob:
             save_strategy="steps" if self.save_steps else "no",
             save_steps=self.save_steps or self.max_steps,
             max_length=None,  # TRL would leave out every clip of more than 1024 ids
-            gradient_checkpointing=False,
+            gradient_checkpointing=None,  # off, where TRL has it on
             disable_dropout=self.backbone == "generator",
             ddp_find_unused_parameters=False,
+            dataloader_pin_memory=torch.cuda.is_available(),  # elsewhere torch warns and does not
         )
 
 
