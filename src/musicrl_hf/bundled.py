@@ -23,6 +23,15 @@ BUNDLED: dict[str, str] = {
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
+def is_repo_id(name: str) -> bool:
+    """Whether a name can be a Hub id, "namespace/name"; the few old ids without a namespace do not count."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
 def resolve(name_or_path: str | Path) -> str:
     """Turn what a user typed into something that `from_pretrained` accepts.
 
@@ -56,12 +65,7 @@ def resolve(name_or_path: str | Path) -> str:
         return str(path)
     if name and path.is_file():
         raise ValueError(f"name_or_path={name!r} is a file: give the folder that holds it, with its config.json.")
-    try:
-        validate_repo_id(name)
-        is_repo_id = name.count("/") == 1
-    except HFValidationError:
-        is_repo_id = False
-    if not is_repo_id:
+    if not is_repo_id(name):
         raise ValueError(
             f"name_or_path={name!r} is neither an existing folder nor a Hub id (organisation/name) nor one of the "
             f"bundled names: {', '.join(BUNDLED)}. Check the spelling, or give one of these."

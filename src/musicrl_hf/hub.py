@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-from .bundled import BUNDLED, check_weights, name_of, resolve
+from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
 from .cards import check_card, is_stub, kind_of, model_card, preference_card
 from .records import RECORD_FILE, origin_of, public_record
 
@@ -282,12 +281,7 @@ class PushesWithCard:
 
 
 def _check_repo_id(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        whole = repo_id.count("/") == 1
-    except HFValidationError:
-        whole = False
-    if not whole:
+    if not is_repo_id(repo_id):
         raise ValueError(
             f'repo_id={repo_id!r} is no name on the Hub: give "namespace/name", with your account\'s name.'
         )
