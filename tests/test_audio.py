@@ -6,6 +6,7 @@ import soundfile
 import torch
 
 from musicrl_hf.audio import (
+    ClipTooLongError,
     atomic_path,
     audio_bytes,
     check_audio,
@@ -110,6 +111,25 @@ def test_empty_silent_nan_and_non_audio_files_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=complaint):
             read_audio(tmp_path / f"{name}.wav")
+
+
+def test_a_part_of_a_long_file_is_read_without_the_rest(tmp_path):
+    """A ramp tells where a part begins: sample n has the value n / 2**17."""
+    ramp = torch.arange(80_000)[None] / 2**17
+    soundfile.write(tmp_path / "long.wav", ramp[0].numpy(), 2000, subtype="FLOAT")  # 40 s
+    part, rate = read_audio(tmp_path / "long.wav", start_s=10.5, end_s=12.0)
+    assert rate == 2000
+    assert torch.equal(part, ramp[:, 21_000:24_000])
+    assert torch.equal(read_audio((tmp_path / "long.wav").read_bytes(), start_s=39.0, end_s=50)[0], ramp[:, 78_000:])
+    for options, complaint in [
+        ({"start_s": 40}, "lasts 40.0 s: it has nothing from `start_s` = 40 on"),
+        ({"start_s": 2, "end_s": 2}, "`start_s` is 2 and `end_s` 2"),
+        ({"start_s": -1}, "`start_s` is -1"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            read_audio(tmp_path / "long.wav", **options)
+    with pytest.raises(ClipTooLongError, match="lasts 39.0 s, more than `max_duration_s` = 30"):
+        read_audio(tmp_path / "long.wav", start_s=1)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])

@@ -1,3 +1,5 @@
+import inspect
+import json
 import os
 import re
 import subprocess
@@ -6,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from published import write_table, write_tones
 from tiny import tiny_generator
 
 from musicrl_hf.audio import read_audio, write_audio
-from musicrl_hf.cli import JOBS, main
+from musicrl_hf.cli import IMPORTS, JOBS, main
+from musicrl_hf.preferences import importers
+from musicrl_hf.preferences.importers.ratings import SONGEVAL_AXES
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,29 @@ def test_score_prints_each_reward_and_the_users_own_function(model, tmp_path, ca
     assert "0.01" in printed  # 0.1 squared
 
 
+def test_import_takes_the_options_of_its_kind(tmp_path, capsys):
+    songs = [{"file_name": f"{n}.flac", "annotation": [dict.fromkeys(SONGEVAL_AXES, n + 1)]} for n in range(3)]
+    write_table(tmp_path / "songs/metadata.jsonl", songs)
+    write_tones(tmp_path / "songs", {"0.flac": 300, "1.flac": 400})
+    words = ["import", "songeval", str(tmp_path / "songs"), "--out", str(tmp_path / "out")]
+    words += ["--criterion", "clarity", "--min_gap", "0.1", "--pairs_per_prompt", "5", "--crop_s", "0.5"]
+    assert main([*words, "--skip_bad_clips"]) == 0
+    assert capsys.readouterr().out == (
+        f"Wrote {tmp_path / 'out'}: 1 comparisons (1 decided, 0 ties) of 1 prompts, systems unknown; left out: 1 clip missing\n"
+    )
+    options = json.loads((tmp_path / "out/import.json").read_text())["options"]
+    assert options == {
+        "crop_s": 0.5,
+        "loudness_lufs": -23.0,
+        "skip_bad_clips": True,
+        "min_gap": 0.1,
+        "pairs_per_prompt": 5,
+    }
+    for name, takes in IMPORTS.values():
+        parameters = set(inspect.signature(getattr(importers, name)).parameters)
+        assert set(takes) - {"crop_s", "skip_bad_clips"} <= parameters
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_every_job_explains_its_fields(job, capsys):
     assert main([job, "--help"]) == 0
@@ -69,6 +97,14 @@ def test_every_job_explains_its_fields(job, capsys):
         (["align", "--recipe", "huge"], "`recipe` = 'huge' is neither a bundled recipe"),
         (["score", "--reward", "beauty", "--prompt", "p", "clip.wav"], "beauty"),
         (["import", "folder", "nowhere", "--out", "o"], "nowhere"),
+        (["import", "aime", "nowhere", "--out", "o"], "there is no folder nowhere"),
+        (["import", "cmi-pref", ".", "--out", "o"], "has no table"),
+        (
+            ["import", "folder", ".", "--out", "o", "--config", "x"],
+            "--config is x: `import folder` takes --score_column",
+        ),
+        (["import", "battles", "v.csv", "--out", "o", "--min_gap", "1"], "--min_gap is 1.0.*takes no option but --out"),
+        (["import", "songeval", ".", "--out", "o", "--crop_s", "-1"], "crop_s is -1.0"),
         (["push", "nowhere", "me/model"], "nowhere"),
     ],
 )

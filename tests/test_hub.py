@@ -28,7 +28,7 @@ from musicrl_hf.cards import check_card, kind_of, model_card, preference_card, p
 from musicrl_hf.hub import prepare_model, prepare_preferences, push_model
 from musicrl_hf.licences import LICENCES, choose_licence, licence_of_sources
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
-from musicrl_hf.records import Record, base_of, origin_of, read_record, write_record
+from musicrl_hf.records import ImportRecord, Record, base_of, origin_of, read_import, read_record, write_record
 from musicrl_hf.rewards import PreferenceModel, QualityModel
 
 TESTS = Path(__file__).parent
@@ -231,6 +231,8 @@ def test_preferences_keep_the_licence_of_their_sources():
     assert licence_of_sources(["music-arena", "cmi-pref"]) == "cc-by-nc-sa-4.0"
     assert licence_of_sources(["music-arena", "musicprefs"]) is None
     assert licence_of_sources(["own"]) is None
+    assert licence_of_sources(["musiceval:quality"]) == "cc-by-nc-4.0"
+    assert licence_of_sources(["musiceval:quality", "songeval:mean", "own"]) == "cc-by-nc-sa-4.0"
 
 
 def test_non_commercial_votes_are_not_published_as_free_ones(tmp_path):
@@ -238,6 +240,41 @@ def test_non_commercial_votes_are_not_published_as_free_ones(tmp_path):
     with pytest.raises(ValueError, match="cc-by-nc-sa-4.0"):
         preference_card(tmp_path / "votes", "me/votes", license="cc-by-4.0")
     assert check_card(preference_card(tmp_path / "votes", "me/votes"), "dataset")["license"] == "cc-by-nc-sa-4.0"
+    with pytest.raises(ValueError, match="'cc-by-nc-4.0' permits what .* does not: use 'cc-by-nc-sa-4.0'"):
+        preference_card(tmp_path / "votes", "me/votes", license="cc-by-nc-4.0")  # share alike
+
+
+def test_votes_whose_authors_gave_no_licence_are_not_published_without_asking(tmp_path):
+    rows = [
+        *preference_rows(["a"], source="musicprefs:fidelity"),
+        *preference_rows(["a"], source="cmi-pref:musicality"),
+    ]
+    save_preferences(preferences_from_rows(rows), tmp_path / "votes")
+    with pytest.raises(ValueError, match="the authors of musicprefs:fidelity gave none; ask them"):
+        prepare_preferences(tmp_path / "votes", "me/votes")
+    with pytest.raises(ValueError, match="'cc-by-4.0' permits what"):
+        prepare_preferences(tmp_path / "votes", "me/votes", license="cc-by-4.0")
+    upload = prepare_preferences(tmp_path / "votes", "me/votes", license="cc-by-nc-sa-4.0")
+    assert check_card(upload.card, "dataset")["license"] == "cc-by-nc-sa-4.0"
+
+
+def test_an_import_is_published_with_its_source_and_what_was_left_out(tmp_path):
+    record = ImportRecord(
+        "music-arena", 5, 2, "2026-01-01T00:00:00+00:00", "cc-by-4.0", left_out={"clip withheld": 2, "prompt empty": 1}
+    )
+    save_preferences(preferences_from_rows(preference_rows(["a", "b"], "music-arena")), tmp_path / "votes", record)
+    assert read_import(tmp_path / "votes") == record
+    upload = prepare_preferences(tmp_path / "votes", "me/votes")
+    assert {"import.json", "README.md"} < set(upload.files)
+    assert check_card(upload.card, "dataset")["license"] == "cc-by-4.0"
+    assert "| [music-arena](https://huggingface.co/datasets/music-arena/music-arena-dataset) | 2 |" in upload.card
+    assert "by reason:\n\n| | |\n|---|---|\n| clip withheld | 2 |\n| prompt empty | 1 |\n" in upload.card
+    save_preferences(preferences_from_rows(preference_rows(["a"], "music-arena")), tmp_path / "votes")
+    assert read_import(tmp_path / "votes") is None, "the rows are others now"
+    assert "by reason" not in preference_card(tmp_path / "votes", "me/votes")
+    (tmp_path / "votes" / "import.json").write_text("[]")
+    with pytest.raises(ValueError, match="import.json is no record of an import"):
+        read_import(tmp_path / "votes")
 
 
 def test_the_base_is_found_over_several_runs(tmp_path):

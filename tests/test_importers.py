@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+from datetime import datetime
 
 import pyloudnorm
 import pytest
 import torch
+from datasets import Audio, load_dataset
 
 from musicrl_hf.audio import audio_bytes, read_audio, write_audio
 from musicrl_hf.preferences.importers import import_battles, import_folder, read_votes
@@ -151,6 +153,28 @@ def test_an_unusable_clip_is_named(tmp_path, change, error, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_done_is_kept_beside_the_rows(tmp_path):
+    rows = [(f"tune {number // 2}", "xy"[number % 2], number) for number in range(90)]
+    folder = clips_folder(tmp_path, rows)
+    assert import_folder(folder, tmp_path / "out", min_gap=0.5).left_out == {}
+    record = json.loads((tmp_path / "out" / "import.json").read_text())
+    assert datetime.fromisoformat(record.pop("date"))
+    assert record == {
+        "source": "folder",
+        "rows_read": 90,
+        "comparisons": 45,
+        "license": None,
+        "address": None,
+        "left_out": {},
+        "options": {"crop_s": None, "loudness_lufs": -23.0, "skip_bad_clips": False, "min_gap": 0.5},
+    }
+    # 45 rows are more than are in memory at once; they are all there, in order, for plain `datasets` too
+    assert load_preferences(tmp_path / "out")["prompt"] == [f"tune {number}" for number in range(45)]
+    plain = load_dataset(str(tmp_path / "out"), split="train").cast_column("chosen", Audio(decode=False))
+    assert len(plain) == 45
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+
+
 def test_folders_without_one_usable_table_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         import_folder(tmp_path / "none", tmp_path / "out")
@@ -195,6 +219,15 @@ def test_battles_are_votes_without_audio(tmp_path):
     result = import_battles(table, tmp_path / "out")
     assert (result.rows, result.decided, result.systems) == (3, 2, ("ace", "lyria", "musicgen"))
     assert read_votes(tmp_path / "out" / "votes.csv") == votes
+
+
+def test_preferences_are_votes_too(tmp_path):
+    folder = clips_folder(tmp_path, [("air", "x", 1), ("air", "y", 0), ("jig", "y", 2), ("jig", "y", 1)])
+    import_folder(folder, tmp_path / "out")
+    (vote,) = read_votes(tmp_path / "out")  # y against itself is none
+    assert vote in (Vote("air", "x", "y", "a", "score:score"), Vote("air", "y", "x", "b", "score:score"))
+    with pytest.raises(FileNotFoundError, match="mine holds no data/.*.parquet: give a folder of preferences or a CSV"):
+        read_votes(folder)
 
 
 def test_wrong_battles_are_named(tmp_path):

@@ -6,8 +6,10 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from tiny import tiny_generator
 
 from musicrl_hf.audio import match_loudness, read_audio
@@ -191,6 +193,81 @@ def test_votes_from_elsewhere_are_counted(tmp_path):
     assert result["models"] == ["x", "z", "y"], "best first"
     assert [entry["model"] for entry in result["ranking"]] == ["x", "z", "y"]
     assert not Page(page.read_text()).open
+
+
+# (row beats column, ties, column beats row) of each two systems: 376 votes, in which no order of wins is without exception
+LEAGUE = {
+    ("ace", "bark"): (14, 3, 9),
+    ("ace", "clef"): (17, 2, 6),
+    ("ace", "drum"): (12, 4, 11),
+    ("ace", "echo"): (19, 1, 4),
+    ("ace", "fugue"): (20, 5, 3),
+    ("bark", "clef"): (13, 3, 8),
+    ("bark", "drum"): (10, 2, 13),
+    ("bark", "echo"): (16, 2, 7),
+    ("bark", "fugue"): (15, 4, 6),
+    ("clef", "drum"): (7, 3, 12),
+    ("clef", "echo"): (11, 2, 13),
+    ("clef", "fugue"): (14, 1, 8),
+    ("drum", "echo"): (18, 3, 5),
+    ("drum", "fugue"): (9, 2, 11),
+    ("echo", "fugue"): (12, 6, 10),
+}
+
+
+def test_the_leaderboard_ranks_as_a_direct_fit_does(tmp_path):
+    """Against logistic regression on one row a vote, +1 for system a and -1 for b, by scipy's optimiser."""
+    votes = []
+    for (one, other), counts in LEAGUE.items():
+        for label, count in zip(("A", "TIE", "B"), counts, strict=True):
+            for number in range(count):
+                swapped = number % 2  # each system stands on both sides
+                shown = {"A": "B", "B": "A"}.get(label, label) if swapped else label
+                votes.append((f"p{len(votes) % 120}", *((other, one) if swapped else (one, other)), shown))
+    assert len(votes) == 376
+    with open(tmp_path / "votes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "system_a", "system_b", "preference"), *votes])
+    run_evaluate(EvaluateJob(votes=str(tmp_path / "votes.csv"), out=str(tmp_path / "out")))
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+
+    names = sorted({name for pair in LEAGUE for name in pair})
+    design = np.zeros((len(votes), len(names)))
+    outcome = np.array([{"A": 1.0, "TIE": 0.5, "B": 0.0}[label] for *_, label in votes])
+    for i, (_, a, b, _) in enumerate(votes):
+        design[i, names.index(a)], design[i, names.index(b)] = 1, -1
+
+    def loss(free):  # the first system's strength is 0
+        logits = design @ np.concatenate([[0.0], free])
+        return np.sum(np.logaddexp(0, logits) - outcome * logits)
+
+    fit = minimize(loss, np.zeros(len(names) - 1), method="BFGS")
+    strengths = np.concatenate([[0.0], fit.x])
+    direct = dict(zip(names, strengths - strengths.mean(), strict=True))
+    ranking = result["ranking"]
+    assert [entry["model"] for entry in ranking] == sorted(direct, key=direct.get, reverse=True)
+    assert {entry["model"]: entry["strength"] for entry in ranking} == pytest.approx(direct, abs=1e-3)
+    assert all(entry["low"] < entry["strength"] < entry["high"] for entry in ranking)
+
+
+def test_the_win_rates_are_a_heat_map(tmp_path):
+    """Colour says who wins and how clearly: 9 of 10 is 0.4 above a half, times 2, times the deepest shade of 0.55."""
+    votes = [Vote(f"p{n}", "x", "y", "a" if n else "b") for n in range(10)]
+    votes += [Vote("q", "y", "z", "a"), Vote("q", "y", "z", "b")]
+    evaluate_votes(votes, tmp_path)
+    page = Page((tmp_path / "index.html").read_text())
+    cells = [(cell.get("class"), cell.get("style")) for cell in page.all("td")[1:10]]  # the first is the corner
+    # in the order of the page: x won 9 of 10, z 1 of 2, y 2 of 12
+    assert cells == [
+        ("empty", None),
+        ("empty", None),  # x never met z
+        ("win", "--strength:0.44"),
+        ("empty", None),
+        ("empty", None),
+        ("win", "--strength:0.0"),
+        ("loss", "--strength:0.44"),
+        ("win", "--strength:0.0"),
+        ("empty", None),
+    ]
 
 
 def test_votes_that_cannot_be_ranked_still_have_a_page(tmp_path):

@@ -27,6 +27,10 @@ _LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its fil
 _SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
 
 
+class ClipTooLongError(ValueError):
+    """A clip lasts longer than may be read."""
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (a file or a folder to be made); it replaces `path` on success only.
@@ -110,34 +114,51 @@ def read_audio(
     sampling_rate: int | None = None,
     channels: int | None = None,
     max_duration_s: float = MAX_DURATION_S,
+    start_s: float = 0.0,
+    end_s: float | None = None,
 ) -> tuple[Tensor, int]:
-    """Read one clip from a file or from the bytes of one.
+    """Read one clip, or a part of it, from a file or from the bytes of one.
 
     Args:
         source: path, or the whole file as bytes (WAV, FLAC, OGG, MP3: whatever libsndfile reads).
         sampling_rate: resample to this rate in Hz; None keeps the file's own.
         channels: refuse the file unless it has as many channels; mono is copied to both sides where 2 are asked for.
         max_duration_s: refuse longer clips, in seconds.
+        start_s, end_s: read this part only, in seconds from the start of the file; None is the file's end, and so is an
+            `end_s` behind it. What is checked is the part.
 
     Returns:
         audio [C, T] float32 and its sampling rate in Hz.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not audio, truncated, empty, silent, NaN, over `max_duration_s`, or stereo where mono is needed.
+        ClipTooLongError: it lasts longer than `max_duration_s`; a ValueError, as all others here.
+        ValueError: not audio, truncated, empty, silent, NaN, or stereo where mono is needed; a part that is none.
     """
+    if not 0 <= start_s < (math.inf if end_s is None else end_s):
+        raise ValueError(
+            f"`start_s` is {start_s} and `end_s` {end_s}: a part starts at 0 s or later and ends after that."
+        )
     label = "the given bytes" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise FileNotFoundError(f"`source`: there is no audio file {label}; check the path.")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            rate, announced = file.samplerate, file.frames
-            if announced / rate > max_duration_s:
+            rate, first = file.samplerate, round(start_s * file.samplerate)
+            last = file.frames if end_s is None else min(file.frames, round(end_s * rate))
+            if 0 < file.frames <= first:
                 raise ValueError(
+                    f"{label} lasts {file.frames / rate:.1f} s: it has nothing from `start_s` = {start_s:g} on."
+                )
+            announced = last - first
+            if announced / rate > max_duration_s:
+                raise ClipTooLongError(
                     f"{label} lasts {announced / rate:.1f} s, more than `max_duration_s` = {max_duration_s:g}; "
                     "cut it into shorter clips first."
                 )
-            samples = file.read(dtype="float32", always_2d=True)
+            if first:
+                file.seek(first)
+            samples = file.read(announced, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"{label} cannot be read as audio ({error.error_string.strip()}): it is no audio file, or it was cut short. "

@@ -19,8 +19,17 @@ from pyarrow import parquet
 from safetensors import safe_open
 
 from .bundled import BUNDLED, name_of
-from .licences import LICENCES, choose_licence, is_non_commercial, licence_of, licence_of_sources
-from .records import Record, base_of, read_record
+from .licences import (
+    LICENCES,
+    SOURCE_ADDRESSES,
+    choose_licence,
+    is_non_commercial,
+    licence_of,
+    licence_of_sources,
+    published_source,
+    sources_without_licence,
+)
+from .records import Record, base_of, read_import, read_record
 
 PAPER = "arxiv:2402.04229"
 KINDS = {  # model_type in config.json -> what the card calls it
@@ -121,12 +130,13 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
     """Write the card of a folder of preferences: what is in it, counted row by row.
 
     Args:
-        folder: as `save_preferences` leaves it.
+        folder: as `save_preferences` leaves it, with or without the `import.json` of an import.
         repo_id: Hub id that the card's code loads it by.
         license: of the data; where every row comes from one published set with a known licence it may be left out.
 
     Raises:
-        ValueError: no preferences in the folder, no licence known, or one that a source does not permit.
+        ValueError: no preferences in the folder, no licence known (or none given by the authors of a source), or one
+            that a source does not permit.
     """
     folder = Path(folder)
     files = sorted(folder.glob("data/*.parquet"))
@@ -137,8 +147,14 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
     sources = Counter(row["source"] for row in rows)
     models = Counter(row[name] for row in rows for name in ("chosen_model", "rejected_model"))
     labels = Counter(row["preference"] for row in rows)
-    inherited = licence_of_sources(sources)
-    licence = choose_licence(license, inherited, f"the preferences in {folder}")
+    unlicensed = sources_without_licence(sources)
+    if unlicensed and license is None:
+        raise ValueError(
+            f"license is not known for the preferences in {folder}: the authors of {', '.join(unlicensed)} gave none; ask "
+            f"them, and give the one they name, one of {', '.join(LICENCES)}."
+        )
+    licence = choose_licence(license, licence_of_sources(sources), f"the preferences in {folder}")
+    imported = read_import(folder)
     splits = sorted({path.name.split("-")[0] for path in files}, key=lambda name: (name != "train", name))
     card_data = DatasetCardData(
         language="en",
@@ -170,7 +186,8 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         title=repo_id.split("/")[-1],
         splits=splits,
         counts=counts,
-        sources=dict(sources.most_common()),
+        sources={_linked(source): count for source, count in sources.most_common()},
+        left_out=imported.left_out if imported is not None else {},
         models={name_of(name): count for name, count in models.most_common()},
         simulated=sum(row["listener"].startswith("simulated") for row in rows),
         licence=licence,
@@ -230,6 +247,11 @@ def is_stub(text: str) -> bool:
 def python_blocks(text: str) -> list[str]:
     """The Python code on a card."""
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def _linked(source: str) -> str:
+    address = SOURCE_ADDRESSES.get(published_source(source) or "")
+    return f"[{source}]({address})" if address else source
 
 
 def _tags(kind: str, record: Record) -> list[str]:

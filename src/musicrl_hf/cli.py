@@ -25,6 +25,18 @@ JOBS = {  # command: module, configuration, function, what it does
     "align": ("align", "AlignJob", "run_align", "the whole loop: collect, learn, tune, compare"),
 }
 
+_CLIP_OPTIONS = ("crop_s", "skip_bad_clips")
+IMPORTS = {  # kind: function of preferences.importers, the options it takes
+    "music-arena": ("import_music_arena", ("config", *_CLIP_OPTIONS)),
+    "aime": ("import_aime", ("criterion", "audio", *_CLIP_OPTIONS)),
+    "musicprefs": ("import_musicprefs", ("criterion", "prompt_column", *_CLIP_OPTIONS)),
+    "cmi-pref": ("import_cmi_pref", ("criterion", *_CLIP_OPTIONS)),
+    "songeval": ("import_songeval", ("criterion", "min_gap", "pairs_per_prompt", *_CLIP_OPTIONS)),
+    "musiceval": ("import_musiceval", ("criterion", "prompts", "min_gap", "pairs_per_prompt", *_CLIP_OPTIONS)),
+    "folder": ("import_folder", ("score_column", "min_gap", "crop_s")),
+    "battles": ("import_battles", ()),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one line on standard error where the input is at fault."""
@@ -76,13 +88,29 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score)
 
     importer = commands.add_parser("import", help="preferences or votes from elsewhere")
-    importer.add_argument(
-        "kind", choices=["folder", "battles"], help="own clips with scores or pairs; a vote table (CSV)"
-    )
-    importer.add_argument("source", type=Path, help="folder with clips.jsonl, clips.csv or pairs.csv; CSV of votes")
+    importer.add_argument("kind", choices=IMPORTS, help="own clips, a table of votes (CSV), or a published data set")
+    importer.add_argument("source", help="folder with the clips or a copy of the data set, its Hub id, or CSV of votes")
     importer.add_argument("--out", type=Path, required=True, help="folder to write")
-    importer.add_argument("--score_column", help="column of clips.jsonl or clips.csv to compare clips by")
-    importer.add_argument("--min_gap", type=float, default=0.0, help="scores closer than this are a tie (0)")
+    importer.add_argument("--crop_s", type=float, help="keep the first seconds of each clip; without it, at most 30 s")
+    importer.add_argument(
+        "--skip_bad_clips", action="store_true", default=None, help="count unusable clips instead of stopping"
+    )
+    importer.add_argument("--score_column", help="folder: column of clips.jsonl or clips.csv to compare clips by")
+    importer.add_argument(
+        "--min_gap", type=float, help="scores closer than this are a tie (folder: 0) or no pair (ratings: 0.5)"
+    )
+    importer.add_argument("--pairs_per_prompt", type=int, help="songeval, musiceval: at most so many pairs of a prompt")
+    importer.add_argument("--config", help="music-arena: a month, such as 2025_12; without it, all")
+    importer.add_argument(
+        "--criterion",
+        help="what was asked. aime: quality, alignment; musicprefs: musicality, fidelity; cmi-pref: musicality, alignment; "
+        "songeval: mean or an axis, such as memorability; musiceval: quality, alignment. Without it, the first",
+    )
+    importer.add_argument(
+        "--audio", help="aime: folder or Hub id of the tracks, where they do not lie beside the survey"
+    )
+    importer.add_argument("--prompt_column", help="musicprefs: column of the prompts, where it is not called prompt")
+    importer.add_argument("--prompts", type=Path, help="musiceval: the archive's prompt_info.txt, if it lies elsewhere")
     importer.set_defaults(run=_import)
 
     convert = commands.add_parser("convert-codec", help="weights of the encodec package to transformers' EncodecModel")
@@ -175,13 +203,17 @@ def _score(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     from .preferences import importers
 
-    if arguments.kind == "battles":
-        result = importers.import_battles(arguments.source, arguments.out)
-    else:
-        result = importers.import_folder(
-            arguments.source, arguments.out, score_column=arguments.score_column, min_gap=arguments.min_gap
-        )
-    print(f"Wrote {result}")
+    name, takes = IMPORTS[arguments.kind]
+    options = {option for _, taken in IMPORTS.values() for option in taken}
+    given = {option: vars(arguments)[option] for option in sorted(options) if vars(arguments)[option] is not None}
+    foreign = sorted(set(given) - set(takes))
+    if foreign:
+        taken = ", ".join(f"--{option}" for option in takes) or "no option but --out"
+        raise ValueError(f"--{foreign[0]} is {given[foreign[0]]}: `import {arguments.kind}` takes {taken}")
+    if "skip_bad_clips" in takes:
+        clips = {option: given.pop(option) for option in _CLIP_OPTIONS if option in given}
+        given["options"] = importers.ClipOptions(**clips)
+    print(f"Wrote {getattr(importers, name)(arguments.source, arguments.out, **given)}")
 
 
 def _convert_codec(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
 from .cards import check_card, is_stub, kind_of, model_card, preference_card
-from .records import RECORD_FILE, origin_of, public_record
+from .records import IMPORT_FILE, RECORD_FILE, origin_of, public_record
 
 MODEL_FILES = (
     "*.safetensors",
@@ -42,7 +42,7 @@ MODEL_FILES = (
     "samples/*.wav",
     "samples/*.flac",
 )
-PREFERENCE_FILES = ("data/*.parquet", "LICENSE", "LICENSE.txt")
+PREFERENCE_FILES = ("data/*.parquet", IMPORT_FILE, "LICENSE", "LICENSE.txt")
 # what an earlier push may have left that would be read together with the new files
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "data/*.parquet")
 

@@ -28,6 +28,17 @@ SOURCE_LICENCES: dict[str, str | None] = {
     "aime": "cc-by-4.0",
     "cmi-pref": "cc-by-nc-sa-4.0",
     "musicprefs": None,
+    "songeval": "cc-by-nc-sa-4.0",
+    "musiceval": "cc-by-nc-4.0",
+}
+# where it was published: whoever passes it on has to name it
+SOURCE_ADDRESSES = {
+    "music-arena": "https://huggingface.co/datasets/music-arena/music-arena-dataset",
+    "aime": "https://huggingface.co/datasets/disco-eth/AIME-survey",
+    "cmi-pref": "https://huggingface.co/datasets/HaiwenXia/cmi-pref",
+    "musicprefs": "https://huggingface.co/datasets/i-need-sleep/musicprefs",
+    "songeval": "https://huggingface.co/datasets/ASLP-lab/SongEval",
+    "musiceval": "https://huggingface.co/datasets/BAAI/MusicEval",
 }
 
 
@@ -45,29 +56,44 @@ def licence_of(base: str | None) -> str | None:
     return next((licence for start, licence in BASE_LICENCES.items() if base.startswith(start)), None)
 
 
-def licence_of_sources(sources: Iterable[str]) -> str | None:
-    """The licence that preference rows of these sources carry together, or None where one of them gives none.
+def published_source(source: str) -> str | None:
+    """The published set that a row's `source` names, or None: "aime:quality" is of "aime"."""
+    return next((name for name in SOURCE_LICENCES if source.startswith(name)), None)
 
-    A non-commercial source makes the whole non-commercial.
+
+def licence_of_sources(sources: Iterable[str]) -> str | None:
+    """The licence that preference rows of these sources carry together, or None where it is not known.
+
+    A non-commercial source makes the whole non-commercial, and one that asks to be shared alike makes it that.
     """
-    known = [next((lic for start, lic in SOURCE_LICENCES.items() if s.startswith(start)), None) for s in sources]
-    restricted = [licence for licence in known if is_non_commercial(licence)]
+    known = [SOURCE_LICENCES.get(published_source(source) or "") for source in sources]
+    restricted = sorted(
+        (lic for lic in known if is_non_commercial(lic)), key=lambda licence: "-sa-" not in str(licence)
+    )
     if restricted:
         return restricted[0]
     return known[0] if len(set(known)) == 1 else None
+
+
+def sources_without_licence(sources: Iterable[str]) -> list[str]:
+    """Those of published sets whose authors gave no licence, so that nobody may pass them on without asking."""
+    sets = {source: published_source(source) for source in sources}
+    return sorted(source for source, name in sets.items() if name is not None and SOURCE_LICENCES[name] is None)
 
 
 def choose_licence(given: str | None, inherited: str | None, what: str) -> str:
     """The licence to publish under.
 
     Raises:
-        ValueError: none is known, the Hub does not know it, or it permits commercial use where the base does not.
+        ValueError: none is known, the Hub does not know it, or it permits what the base does not: commercial use, or
+            another licence than its own where that asks to be shared alike.
     """
     licence = given or inherited
     if licence is None:
         raise ValueError(f"license is not known for {what}: give one of {', '.join(LICENCES)}.")
     if licence not in LICENCES:
         raise ValueError(f"license={licence!r} is not known here: give one of {', '.join(LICENCES)}.")
-    if is_non_commercial(inherited) and not is_non_commercial(licence):
+    share_alike = inherited is not None and "-sa-" in inherited
+    if (is_non_commercial(inherited) and not is_non_commercial(licence)) or (share_alike and licence != inherited):
         raise ValueError(f"license={licence!r} permits what {what} inherits from does not: use {inherited!r}.")
     return licence

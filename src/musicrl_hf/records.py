@@ -1,4 +1,7 @@
-"""`result.json`: what whoever trained a model leaves beside the weights, for its card and for the models made from it."""
+"""What is left beside weights and preferences: `result.json` by a training run, `import.json` by an import.
+
+Cards are written from them, and so are the records of models made from other models.
+"""
 
 import dataclasses
 import json
@@ -12,6 +15,7 @@ from .audio import atomic_path
 from .bundled import name_of
 
 RECORD_FILE = "result.json"
+IMPORT_FILE = "import.json"
 
 
 @dataclass
@@ -60,6 +64,50 @@ class Record:
         parts.append(f"{self.seconds:.0f} s" if self.seconds is not None else "")
         told = ", ".join(part for part in parts if part)
         return f"Recorded by: {told}." if told else ""
+
+
+@dataclass
+class ImportRecord:
+    """What `import.json` says about preferences that came from elsewhere.
+
+    Attributes:
+        source: as in the rows' `source`.
+        license: that the data set was published under, as the Hub spells it; None where its authors gave none.
+        address: where it was published.
+        rows_read: rows of its tables that were looked at: comparisons, or clips with ratings.
+        comparisons: rows that were written.
+        left_out: reason -> how many.
+        options: settings of the import.
+        date: ISO 8601.
+    """
+
+    source: str
+    rows_read: int
+    comparisons: int
+    date: str
+    license: str | None = None
+    address: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The content of the file."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_import(folder: str | Path) -> ImportRecord | None:
+    """Read `import.json`, or None where the folder has none.
+
+    Raises:
+        ValueError: the file is not what `ImportRecord.to_json` writes.
+    """
+    path = Path(folder) / IMPORT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return ImportRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is no record of an import ({error}): import again or remove it.") from error
 
 
 def read_record(folder: str | Path) -> Record:

@@ -1,7 +1,18 @@
 """Preferences: the row, its validation, codes, importers, sampled pairs and simulated listeners."""
 
 from .codes import cache_codes
-from .importers import import_battles, import_folder, read_votes
+from .importers import (
+    ClipOptions,
+    import_aime,
+    import_battles,
+    import_cmi_pref,
+    import_folder,
+    import_music_arena,
+    import_musiceval,
+    import_musicprefs,
+    import_songeval,
+    read_votes,
+)
 from .listeners import LISTENER_VERSION, Judgement, SimulatedListener, agreement, simulated_listeners
 from .pairs import sample_pairs
 from .schema import (
@@ -22,14 +33,21 @@ __all__ = [
     "FEATURES",
     "LABELS",
     "LISTENER_VERSION",
+    "ClipOptions",
     "Judgement",
     "SimulatedListener",
     "Vote",
     "agreement",
     "cache_codes",
     "decided_pairs",
+    "import_aime",
     "import_battles",
+    "import_cmi_pref",
     "import_folder",
+    "import_music_arena",
+    "import_musiceval",
+    "import_musicprefs",
+    "import_songeval",
     "load_preferences",
     "preferences_from_rows",
     "read_votes",

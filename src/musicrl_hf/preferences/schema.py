@@ -25,6 +25,7 @@ from datasets.exceptions import DatasetNotFoundError
 from tqdm.auto import tqdm
 
 from ..audio import MAX_DURATION_S, atomic_path
+from ..records import IMPORT_FILE, ImportRecord
 
 LABELS = ("a", "b", "tie", "both_bad")
 DECIDED = ("a", "b")
@@ -75,7 +76,9 @@ class Vote:
             raise ValueError(f"model_a and model_b are both {self.model_a!r}: a vote compares two systems")
 
 
-def preferences_from_rows(rows: Iterable[Mapping[str, Any]], root: str | Path | None = None) -> Dataset:
+def preferences_from_rows(
+    rows: Iterable[Mapping[str, Any]], root: str | Path | None = None, names: Sequence[str] | None = None
+) -> Dataset:
     """Build and validate a preference data set.
 
     Args:
@@ -83,24 +86,27 @@ def preferences_from_rows(rows: Iterable[Mapping[str, Any]], root: str | Path | 
             `source`, `created_at` and, where known, the columns that may be null. A clip is the bytes of an audio file,
             `{"bytes", "path"}`, or a path inside `root`.
         root: folder that the paths are relative to.
+        names: what messages call the rows; None counts them from 0.
 
     Raises:
-        ValueError: naming every wrong row (counted from 0): an unknown or missing column, an unknown label, an empty
+        ValueError: naming every wrong row: an unknown or missing column, an unknown label, an empty
             prompt, a path that leaves `root`, negative seconds, audio that cannot be read or lasts over 30 s.
         FileNotFoundError: a clip that is not in `root`.
     """
     built = []
+    called = []
     for number, row in enumerate(rows):
+        called.append(f"row {number}" if names is None else names[number])
         unknown = sorted(set(row) - set(FEATURES))
         if unknown:
-            raise ValueError(f"row {number}: unknown column {unknown[0]!r}: the columns are {', '.join(FEATURES)}")
+            raise ValueError(f"{called[-1]}: unknown column {unknown[0]!r}: the columns are {', '.join(FEATURES)}")
         filled = {name: row.get(name) for name in FEATURES}
         for column in AUDIO_COLUMNS:
-            filled[column] = _encoded_clip(filled[column], root, number, column)
+            filled[column] = _encoded_clip(filled[column], root, called[-1], column)
         built.append(filled)
     if not built:
         raise ValueError("rows is empty: a preference data set needs at least one row")
-    _raise_row_errors(error for number, row in enumerate(built) for error in _value_errors(number, row))
+    _raise_row_errors(error for name, row in zip(called, built, strict=True) for error in _value_errors(name, row))
     # `Dataset.from_list` would encode the audio through torchcodec; a table that already has the storage type does not.
     return validate_preferences(Dataset(pa.Table.from_pylist(built, schema=FEATURES.arrow_schema)))
 
@@ -133,22 +139,23 @@ def validate_preferences(ds: Dataset) -> Dataset:
             ) from error
     rows = tqdm(ds, desc="checking preferences", disable=len(ds) < 2000, leave=False)
     _raise_row_errors(
-        error for number, row in enumerate(rows) for error in (*_value_errors(number, row), *_audio_errors(number, row))
+        error
+        for number, row in enumerate(rows)
+        for error in (*_value_errors(f"row {number}", row), *_audio_errors(f"row {number}", row))
     )
     return ds
 
 
-def save_preferences(ds: Dataset | DatasetDict, folder: str | Path) -> Path:
+def save_preferences(ds: Dataset | DatasetDict, folder: str | Path, imported: ImportRecord | None = None) -> Path:
     """Write a folder of Parquet files that `datasets.load_dataset(folder)` reads, on the Hub too.
 
-    The folder appears whole or not at all. A `DatasetDict` becomes one split each.
+    The folder appears whole or not at all. A `DatasetDict` becomes one split each. `imported` goes beside the rows.
 
     Raises:
         ValueError: if the rows are not valid, or the folder holds something else than preferences.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / "data").glob("*.parquet")):
-        raise ValueError(f"folder {folder} holds other files: give a new folder or an earlier preference data set")
+    check_target(folder)
     splits = ds if isinstance(ds, DatasetDict) else DatasetDict({"train": ds})
     checked = {name: validate_preferences(part) for name, part in splits.items()}
     with atomic_path(folder) as temporary:
@@ -161,7 +168,16 @@ def save_preferences(ds: Dataset | DatasetDict, folder: str | Path) -> Path:
             for index in range(min(shards, len(part))):
                 shard = part.shard(min(shards, len(part)), index, contiguous=True)
                 shard.to_parquet(data / f"{name}-{index:05d}-of-{min(shards, len(part)):05d}.parquet")
+        if imported is not None:
+            (temporary / IMPORT_FILE).write_text(imported.to_json(), encoding="utf-8")
     return folder
+
+
+def check_target(folder: str | Path) -> None:
+    """Refuse to write over a folder that holds something else than preferences."""
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not any((folder / "data").glob("*.parquet"))):
+        raise ValueError(f"folder {folder} holds other files: give a new folder or an earlier preference data set")
 
 
 def load_preferences(source: str | Path, split: str = "train") -> Dataset:
@@ -305,60 +321,60 @@ def clip_path(root: str | Path, path: str) -> Path:
     return found
 
 
-def _encoded_clip(clip: Any, root: str | Path | None, number: int, column: str) -> dict[str, Any]:
+def _encoded_clip(clip: Any, root: str | Path | None, where: str, column: str) -> dict[str, Any]:
     if isinstance(clip, bytes):
         return {"bytes": clip, "path": None}
     path = clip.get("path") if isinstance(clip, Mapping) else clip
     if isinstance(clip, Mapping) and clip.get("bytes"):
         return {"bytes": clip["bytes"], "path": None if path is None else Path(path).name}
     if not isinstance(path, str | Path):
-        raise ValueError(f"row {number}: {column} is {clip!r}: give bytes, {{'bytes', 'path'}} or a path")
+        raise ValueError(f"{where}: {column} is {clip!r}: give bytes, {{'bytes', 'path'}} or a path")
     if root is None:
-        raise ValueError(f"row {number}: {column} is the path {str(path)!r} and root is not given: name its folder")
+        raise ValueError(f"{where}: {column} is the path {str(path)!r} and root is not given: name its folder")
     try:
         found = clip_path(root, str(path))
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"row {number}: {column}: {error}") from error
+        raise type(error)(f"{where}: {column}: {error}") from error
     return {"bytes": found.read_bytes(), "path": found.name}
 
 
-def _value_errors(number: int, row: Mapping[str, Any]) -> Iterable[str]:
+def _value_errors(where: str, row: Mapping[str, Any]) -> Iterable[str]:
     wrong = [name for name in _PYTHON_TYPES if not isinstance(row[name], (*_PYTHON_TYPES[name], type(None)))]
     for name in wrong:
-        yield f"row {number}: {name} is {row[name]!r}: it has to be {FEATURES[name].dtype}"
+        yield f"{where}: {name} is {row[name]!r}: it has to be {FEATURES[name].dtype}"
     if wrong:
         return
     if not (row["prompt"] or "").strip():
-        yield f"row {number}: prompt is empty"
+        yield f"{where}: prompt is empty"
     if row["preference"] not in LABELS:
-        yield f"row {number}: preference is {row['preference']!r}: use one of {', '.join(LABELS)}"
+        yield f"{where}: preference is {row['preference']!r}: use one of {', '.join(LABELS)}"
     for name in ("chosen_model", "rejected_model", "listener", "source"):
         if not row[name]:
-            yield f"row {number}: {name} is empty"
+            yield f"{where}: {name} is empty"
     for name in ("seconds_chosen", "seconds_rejected"):
         if row[name] is not None and not 0 <= row[name] < math.inf:
-            yield f"row {number}: {name} is {row[name]}: seconds heard cannot be negative or infinite"
+            yield f"{where}: {name} is {row[name]}: seconds heard cannot be negative or infinite"
     if row["confidence"] is not None and not 1 <= row["confidence"] <= 5:
-        yield f"row {number}: confidence is {row['confidence']}: use 1 (a guess) to 5 (certain), or null"
+        yield f"{where}: confidence is {row['confidence']}: use 1 (a guess) to 5 (certain), or null"
     try:
         datetime.fromisoformat(row["created_at"] or "")
     except ValueError:
-        yield f"row {number}: created_at is {row['created_at']!r}: use ISO 8601, such as 2026-01-31T12:00:00+00:00"
+        yield f"{where}: created_at is {row['created_at']!r}: use ISO 8601, such as 2026-01-31T12:00:00+00:00"
 
 
-def _audio_errors(number: int, row: Mapping[str, Any]) -> Iterable[str]:
+def _audio_errors(where: str, row: Mapping[str, Any]) -> Iterable[str]:
     for column in AUDIO_COLUMNS:
         data = (row[column] or {}).get("bytes")
         if not data:
-            yield f"row {number}: {column} has no audio bytes (withheld or not embedded): leave the row out"
+            yield f"{where}: {column} has no audio bytes (withheld or not embedded): leave the row out"
             continue
         try:
             header = soundfile.info(io.BytesIO(data))
         except soundfile.LibsndfileError:
-            yield f"row {number}: {column} is not audio that soundfile reads ({len(data)} bytes)"
+            yield f"{where}: {column} is not audio that soundfile reads ({len(data)} bytes)"
             continue
         if not 0 < header.duration <= MAX_DURATION_S:
-            yield f"row {number}: {column} lasts {header.duration:.1f} s: clips last up to {MAX_DURATION_S:g} s, not 0"
+            yield f"{where}: {column} lasts {header.duration:.1f} s: clips last up to {MAX_DURATION_S:g} s, not 0"
 
 
 def _raise_row_errors(errors: Iterable[str]) -> None:

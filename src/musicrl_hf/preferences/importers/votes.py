@@ -1,0 +1,71 @@
+"""Votes between named systems, without audio: what win rates and rankings are counted from."""
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ...audio import atomic_path
+from ..schema import Vote, votes_from_preferences
+from .folder import check_columns, read_table
+from .writing import ImportResult, import_result
+
+VOTE_COLUMNS = ("prompt", "model_a", "model_b", "preference", "listener")
+
+
+def import_battles(src: str | Path, out: str | Path) -> ImportResult:
+    """Turn a table of votes between named systems, such as Music Arena's, into `votes.csv` in the folder `out`.
+
+    The table has no audio: it serves win rates and rankings. See `read_votes` for its columns.
+    """
+    votes = read_votes(src)
+    with atomic_path(Path(out) / "votes.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(VOTE_COLUMNS)
+        writer.writerows([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
+    systems = {name for vote in votes for name in (vote.model_a, vote.model_b)}
+    return import_result(out, [vote.prompt for vote in votes], [vote.preference for vote in votes], systems)
+
+
+def read_votes(path: str | Path) -> list[Vote]:
+    """Read a CSV of votes between systems, or the votes of a folder of preferences that compare two systems.
+
+    Columns of the CSV: `preference` (A, B, TIE, BOTH_BAD in any case); `system_a` and `system_b` (or `model_a`, `model_b`); and,
+    where they exist, `listener` and `prompt`. Where there is no prompt, `battle_id` or `battle_uuid` stands for it,
+    else the row's number: every vote then counts as a prompt of its own in the intervals.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or the folder holds no preferences.
+        ValueError: for a missing column, an unknown preference or a system against itself, naming the row.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _votes_of_preferences(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no vote table {path}: give a CSV file or a folder of preferences")
+    rows = read_table(path, ("preference",))
+    prefix = "system" if "system_a" in rows[0] else "model"
+    check_columns(rows[0], (f"{prefix}_a", f"{prefix}_b"), path)
+    prompt_column = next((name for name in ("prompt", "battle_id", "battle_uuid") if name in rows[0]), None)
+    votes = []
+    for number, row in enumerate(rows):
+        prompt = str(number) if prompt_column is None else row[prompt_column]
+        try:
+            label = (row["preference"] or "").strip().lower()
+            votes.append(Vote(prompt, row[f"{prefix}_a"], row[f"{prefix}_b"], label, row.get("listener") or ""))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+    return votes
+
+
+def _votes_of_preferences(folder: Path) -> list[Vote]:
+    files = sorted(folder.glob("data/*.parquet"))
+    if not files:
+        raise FileNotFoundError(
+            f"folder {folder} holds no data/*.parquet: give a folder of preferences or a CSV of votes"
+        )
+    columns = ["prompt", "chosen_model", "rejected_model", "preference", "listener"]
+    tables = [pq.read_table(path, columns=columns).replace_schema_metadata(None) for path in files]
+    return votes_from_preferences(Dataset(pa.concat_tables(tables)))
