@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from hub_stand_in import Commit, HubStandIn, Repository
-from published import pitch, tone_bytes, write_parquet, write_table, write_tones
+from published import imported, pitch, tone_bytes, write_parquet, write_table, write_tones
 
 from musicrl_hf.preferences.importers.sources import FolderSource, HubSource, open_source
 from musicrl_hf.preferences.importers.tables import catalogue, clip_of, read_rows
@@ -141,6 +141,25 @@ def test_a_month_of_a_data_set_on_the_hub(tmp_path):
             .startswith("musicrl: error: data set 'arena/none' is neither a folder here nor one that the Hub gives")
         )
         assert not (tmp_path / "none").exists()
+
+
+def test_a_survey_on_the_hub_finds_its_tracks_in_their_own_data_set(tmp_path):
+    row = {"question-type": "Music Quality", "description": "celtic", "answer": 2}
+    for side, track in ((1, 42), (2, 5331)):
+        row |= {f"model-{side}": "xy"[side - 1], f"track-{side}-id": track}
+        row |= {f"track-{side}-begin": "00:00:00", f"track-{side}-end": "00:00:10"}
+    write_parquet(tmp_path / "survey/data/train-00000-of-00001.parquet", [row])
+    tracks = [
+        {"id": f"{n:05d}", "audio": {"bytes": tone_bytes(hz), "path": None}} for n, hz in ((42, 300), (5331, 400))
+    ]
+    write_parquet(tmp_path / "tracks/data/train-00000-of-00001.parquet", tracks, ("audio",))
+    with HubStandIn() as hub:
+        on_the_hub(hub, "disco-eth/AIME-survey", tmp_path / "survey")
+        on_the_hub(hub, "disco-eth/AIME", tmp_path / "tracks")
+        done = musicrl(hub, tmp_path, "import", "aime", "disco-eth/AIME-survey", "--out", "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = imported(tmp_path / "out")
+    assert (found["chosen"], found["rejected"], found["chosen_model"]) == (400, 300, "y")
 
 
 def test_a_hub_id_is_one_only_where_there_is_no_such_folder(tmp_path, monkeypatch):

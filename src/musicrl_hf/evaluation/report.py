@@ -63,7 +63,9 @@ class EvaluateJob:
         metadata={"help": "generators to compare: bundled names, folders or Hub ids; or label=name"},
     )
     prompts: str | None = field(default=None, metadata={"help": "text file, one prompt a line"})
-    votes: str | None = field(default=None, metadata={"help": "CSV of votes to count instead of sampling"})
+    votes: str | None = field(
+        default=None, metadata={"help": "CSV of votes, or a folder of preferences, to count instead"}
+    )
     out: str = field(metadata={"help": "folder for results.json, index.html, votes.csv and clips/"})
     rewards: list[str] = field(default_factory=list, metadata={"help": "rewards to score the clips with as well"})
     listeners: int = field(default=12, metadata={"help": "size of the population of simulated listeners"})
@@ -242,7 +244,7 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
     """Win rates and a Bradley-Terry ranking of votes that were collected elsewhere.
 
     Args:
-        source: CSV as `read_votes` takes it, or votes.
+        source: CSV or folder of preferences as `read_votes` takes it, or votes.
         out_dir: gets `results.json`, `index.html` and `votes.csv`.
 
     Returns:

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from ...bundled import is_repo_id
 from ..schema import clip_path
 
 
@@ -111,7 +112,7 @@ def open_source(src: str | Path) -> Source:
     """
     if Path(src).is_dir():
         return FolderSource(Path(src))
-    if Path(src).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(src)):
+    if Path(src).exists() or not is_repo_id(str(src)):
         raise FileNotFoundError(
             f"there is no folder {src}: give a folder with a copy of the data set, or its id on the Hub"
         )
