@@ -367,13 +367,13 @@ def test_bad_job_fields_are_refused(kind, field, value):
 def test_job_from_prompts_to_saved_model(kind, lora_r, tmp_path, monkeypatch):
     tiny_generator().save_pretrained(tmp_path / "base")
     (tmp_path / "prompts.txt").write_text("slow jazz\n\na happy reel\nloud rock\n")
-    (tmp_path / "my_rewards.py").write_text("def loud(prompts, audio, rate):\n    return audio.abs().mean((1, 2))\n")
+    (tmp_path / "online_rewards.py").write_text("def loud(prompts, audio, rate):\n    return audio.abs().mean((1, 2))\n")
     monkeypatch.chdir(tmp_path)
     job_class, run = {"rloo": (RLOOJob, run_rloo), "grpo": (GRPOJob, run_grpo)}[kind]
     options = {
         "model": str(tmp_path / "base"),
         "prompts": "prompts.txt",
-        "reward": ["2.0*my_rewards:loud"],
+        "reward": ["2.0*online_rewards:loud"],
         "output_dir": str(tmp_path / "out"),
         "max_steps": 2,
         "save_steps": 1,
@@ -387,7 +387,7 @@ def test_job_from_prompts_to_saved_model(kind, lora_r, tmp_path, monkeypatch):
     record = json.loads((folder / "result.json").read_text())
     assert record["method"] == kind.upper()
     assert record["metrics"]["prompts"] == 3
-    assert record["metrics"]["rewards/my_rewards:loud/mean"] > 0
+    assert record["metrics"]["rewards/online_rewards:loud/mean"] > 0
     assert (folder / ("adapter_model.safetensors" if lora_r else "model.safetensors")).is_file()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 2
     assert len(list((folder / "samples").glob("step_*/*.wav"))) == 2 * 3
