@@ -367,7 +367,9 @@ def test_bad_job_fields_are_refused(kind, field, value):
 def test_job_from_prompts_to_saved_model(kind, lora_r, tmp_path, monkeypatch):
     tiny_generator().save_pretrained(tmp_path / "base")
     (tmp_path / "prompts.txt").write_text("slow jazz\n\na happy reel\nloud rock\n")
-    (tmp_path / "online_rewards.py").write_text("def loud(prompts, audio, rate):\n    return audio.abs().mean((1, 2))\n")
+    (tmp_path / "online_rewards.py").write_text(
+        "def loud(prompts, audio, rate):\n    return audio.abs().mean((1, 2))\n"
+    )
     monkeypatch.chdir(tmp_path)
     job_class, run = {"rloo": (RLOOJob, run_rloo), "grpo": (GRPOJob, run_grpo)}[kind]
     options = {
