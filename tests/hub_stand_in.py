@@ -48,6 +48,7 @@ class HubStandIn:
         token: the one token that may write.
         repositories: (type, id) -> Repository, type being model, dataset or space.
         requests: "STATUS METHOD PATH" of every request answered.
+        break_off: paths of files whose download is announced and then broken off.
         hold_uploads: set to keep LFS uploads waiting for their answer; `upload_started` tells that one waits.
     """
 
@@ -58,6 +59,7 @@ class HubStandIn:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.break_off: set[str] = set()
         self.hold_uploads = threading.Event()
         self.upload_started = threading.Event()
         self.lock = threading.Lock()
@@ -352,6 +354,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"error": message}, headers | {"X-Error-Code": "EntryNotFound"})
         data = commit.files[path]
         headers["ETag"] = f'"{commit.lfs.get(path, _git_oid(data))}"'
+        if path in self.hub.break_off and self.command == "GET":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.close_connection = True
+            return None
         span = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span and self.command == "GET":
             first, last = int(span[1]), min(int(span[2] or len(data) - 1), len(data) - 1)

@@ -162,6 +162,32 @@ def test_a_survey_on_the_hub_finds_its_tracks_in_their_own_data_set(tmp_path):
     assert (found["chosen"], found["rejected"], found["chosen_model"]) == (400, 300, "y")
 
 
+def test_a_download_that_breaks_off_is_no_missing_clip(tmp_path):
+    """`--skip_bad_clips` counts a clip that the Hub does not hold, and stops where the Hub goes away."""
+    row = {"prompt": "a reel", "system_a": "x", "system_b": "y", "preference": "B"}
+    for number in range(3):
+        clips = {f"audio_{side}": f"audio/{number}{side}.flac" for side in "ab"}
+        write_tones(tmp_path / "copy", dict.fromkeys(clips.values(), 300 + 50 * number))
+        write_table(tmp_path / f"copy/battle_data/{number}.json", [{"battle_uuid": number, **row, **clips}])
+    (tmp_path / "copy/audio/1a.flac").unlink()
+    words = ["import", "music-arena", "arena/battles", "--skip_bad_clips", "--out"]
+    with HubStandIn() as hub:
+        on_the_hub(hub, "arena/battles", tmp_path / "copy")
+        hub.break_off = {"audio/2b.flac"}
+        broken = musicrl(hub, tmp_path, *words, "broken")
+        hub.break_off = set()
+        whole = musicrl(hub, tmp_path, *words, "whole")
+    assert broken.returncode == 2, broken.stdout
+    error = broken.stderr.strip().splitlines()[-1]
+    assert error.startswith("musicrl: error: data set 'arena/battles'")
+    assert "the Hub could not be reached or broke off" in error
+    assert "HF_HUB_OFFLINE" in error
+    assert not (tmp_path / "broken").exists()
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert "2 comparisons" in whole.stdout
+    assert "left out: 1 clip missing" in whole.stdout
+
+
 def test_a_hub_id_is_one_only_where_there_is_no_such_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_source("arena/battles") == HubSource("arena/battles")

@@ -10,7 +10,16 @@ from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from ...bundled import is_repo_id
 from ..schema import clip_path
@@ -86,18 +95,35 @@ class HubSource:
 
         Raises:
             FileNotFoundError: the data set holds no such file.
+            ConnectionError, PermissionError: when the file is asked for, and the Hub does not answer or wants consent.
         """
         if name not in self.known:
             raise FileNotFoundError(f"there is no file {name!r} in {self.repo_id}")
         return lambda: Path(self._asked(partial(hf_hub_download, self.repo_id, name, repo_type="dataset")))
 
     def _asked(self, request: Callable[[], Any]) -> Any:
+        """The answer. Only what the Hub says is not there is a FileNotFoundError: a clip that is missing may be counted,
+        a connection that broke off may not.
+        """
         try:
             return request()
-        except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        except GatedRepoError as error:
+            raise PermissionError(
+                f"data set {self.repo_id!r} asks for consent: give it on https://huggingface.co/datasets/{self.repo_id}, "
+                "sign in with `hf auth login`, and import again"
+            ) from error
+        except RemoteEntryNotFoundError as error:
+            raise FileNotFoundError(f"data set {self.repo_id!r} lists a file that the Hub does not give") from error
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise FileNotFoundError(
-                f"data set {self.repo_id!r} is neither a folder here nor one that the Hub gives ({type(error).__name__}): "
-                "check the name, the network and, for a set that asks for consent, `hf auth login`"
+                f"data set {self.repo_id!r} is neither a folder here nor one that the Hub gives "
+                f"({type(error).__name__}): check the name and, for a private one, `hf auth login`"
+            ) from error
+        except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+            raise ConnectionError(
+                f"data set {self.repo_id!r} is no folder here, and the Hub could not be reached or broke off "
+                f"({type(error).__name__}): check the network and HF_HUB_OFFLINE, and import again; what was downloaded "
+                "is kept"
             ) from error
 
 
