@@ -39,6 +39,77 @@ def test_generate_writes_clips(model, tmp_path):
     assert {path.name for path in tmp_path.glob("many*")} == {"many_1.flac", "many_2.flac"}
 
 
+def test_the_default_file_is_never_written_over(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "slow piano", "--model", model, "--duration_s", "0.5", "--seed", "3"]
+    assert main(words) == 0
+    first = (tmp_path / "out.wav").read_bytes()
+    capsys.readouterr()
+    words[-1] = "4"
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "musicrl: error: `output`: out.wav is there already; name a file, as in -o another.wav or -o out.wav.\n"
+    )
+    assert (tmp_path / "out.wav").read_bytes() == first
+    assert main([*words, "-o", "out.wav"]) == 0
+    assert (tmp_path / "out.wav").read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["generate", "piano", "--durattion_s", "3"], "unknown argument --durattion_s: did you mean --duration_s?"),
+        (["generate", "piano", "--temprature=3"], "unknown argument --temprature: did you mean --temperature?"),
+        (["generate", "slow", "piano"], "too many arguments: piano; put quotes around a text of several words"),
+        (["push", "a", "me/b", "--licence", "mit"], "unknown argument --licence: did you mean --license?"),
+        (["push", "a", "me/b", "--xyzzy"], "unknown argument --xyzzy: it takes --base_model"),
+    ],
+)
+def test_an_unknown_argument_is_told_with_the_nearest_known_one(words, complaint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert f"musicrl {words[0]}: error: {complaint}" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_kind_is_not_written_into(model, tmp_path, capsys):
+    (tmp_path / "votes/data").mkdir(parents=True)
+    (tmp_path / "votes/data/train.parquet").write_bytes(b"")
+    (tmp_path / "prompts.txt").write_text("a reel\n")
+    prompts, votes = str(tmp_path / "prompts.txt"), str(tmp_path / "votes")
+    writes = {
+        "preference reward": ["reward", "--preferences", votes, "--output_dir", model],
+        "generator": ["dpo", "--preferences", votes, "--output_dir", votes],
+        "an adapter": ["ppo", "--prompts", prompts, "--output_dir", model, "--lora_r", "2"],
+        " generator": ["rloo", "--prompts", prompts, "--output_dir", votes],
+        "a generator": ["grpo", "--prompts", prompts, "--output_dir", votes],
+        "evaluation": ["evaluate", "--models", model, "--prompts", prompts, "--out", model],
+        "whole loop": ["align", "--output_dir", model],
+        "preferences": ["import", "folder", str(tmp_path), "--out", model],
+        "votes": ["import", "battles", str(tmp_path / "v.csv"), "--out", model],
+        "a codec": ["convert-codec", "encodec_24khz", model],
+    }
+    before = sorted(Path(model).iterdir())
+    for made, words in writes.items():
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert re.search(
+            rf"holds (a generator|preferences), and this command writes .*{made}.*another folder", error
+        ), error
+    assert sorted(Path(model).iterdir()) == before
+
+
+def test_evaluate_tells_a_wrong_name_before_it_samples(model, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a reel\n")
+    words = ["evaluate", "--models", model, "second=no/such", "--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "`models` = 'no/such'" in capsys.readouterr().err
+    words[3] = f"second={model}"
+    assert main([*words, "--rewards", "quality", "preference:no/such", "--out", str(tmp_path / "out")]) == 2
+    assert "`reward` = 'no/such'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_score_prints_each_reward_and_the_users_own_function(model, tmp_path, capsys, monkeypatch):
     write_audio(tmp_path / "loud.wav", torch.full((1, 400), 0.5), 400)
     write_audio(tmp_path / "soft.wav", torch.full((1, 400), 0.1), 400)
@@ -92,6 +163,22 @@ def test_every_job_explains_its_fields(job, capsys):
         (["generate", "piano", "--duration", "31"], r"`duration_s` must be in \(0, 30\]"),
         (["generate", "piano", "-o", "clip.mp4"], "`output` must end in .wav or .flac"),
         (["generate", "piano", "-n", "0"], "`number` must be at least 1"),
+        (["generate", " "], "`prompt` is ' ': say what to play"),
+        (["generate", "piano", "--duration_s", "31"], r"`duration_s` must be in \(0, 30\]"),
+        (["generate", "piano", "--temperature", "0"], "`temperature` must be above 0"),
+        (["generate", "piano", "--guidance_scale", "0.5"], "`guidance_scale` must be at least 1"),
+        (["generate", "piano", "--model", "nosuch/model"], "`model` = 'nosuch/model'.*HF_HUB_OFFLINE"),
+        (["score", "--reward", "adherence", "--prompt", "p", "gone.wav"], "there is no file gone.wav"),
+        (["score", "--reward", "adherence", "--prompt", "", "gone.wav"], "`prompt` is empty"),
+        (
+            ["score", "--reward", "adherence", "--reward", "preference:no/such", "--prompt", "p", "c.wav"],
+            "no/such.*HF_HUB",
+        ),
+        (
+            ["reward", "--preferences", "runs/votes", "--output_dir", "o"],
+            "`preferences` = 'runs/votes'.*musicrl import",
+        ),
+        (["dpo", "--preferences", "p", "--output_dir", "o", "--model", "no/such"], "`model` = 'no/such'"),
         (["dpo", "--preferences", "p", "--output_dir", "o", "--betta", "1"], "`betta`.*did you mean `beta`"),
         (["ppo", "--config", "missing.yaml"], "there is no file missing.yaml"),
         (["align", "--recipe", "huge"], "`recipe` = 'huge' is neither a bundled recipe"),

@@ -37,10 +37,10 @@ PAGES = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("model_cards/*.md")}
 )
 README = ROOT / "README.md"
-COMMANDS = next(action.choices for action in _parser()._actions if action.dest == "command")
+_, COMMANDS = _parser()
 LAYERS = (  # each may import from those before it, and from its own
     ("_environment", "audio", "descriptors", "config"),
-    ("bundled",),
+    ("bundled", "places"),
     ("licences", "records"),
     ("cards",),
     ("hub",),

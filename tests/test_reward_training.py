@@ -19,6 +19,7 @@ from musicrl_hf.training.reward import (
     FlatPreferenceModel,
     RewardJob,
     TabledPreferenceModel,
+    accuracy_line,
     accuracy_report,
     bradley_terry_pairs,
     run_reward,
@@ -294,7 +295,11 @@ def test_accuracy_report_by_hand():
     by_hand = sum(math.log(1 + math.exp(-m)) for m in margins.tolist()) / 4
     assert report["log_loss"] == pytest.approx(by_hand, abs=1e-6)
     # 100 coins: 40 to 60 heads hold at least 95 % of the probability.
-    assert accuracy_report(torch.randn(100), [("a", "b")] * 100)["chance_interval"] == [0.4, 0.6]
+    hundred = accuracy_report(torch.tensor([1.0] * 70 + [-1.0] * 30), [("a", "b")] * 100)
+    assert hundred["chance_interval"] == [0.4, 0.6]
+    assert accuracy_line(hundred) == (
+        "Accuracy on 100 held-out pairs: 70.0% (in 95 % of cases a coin gets between 40.0% and 60.0% of them right)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,10 @@ from musicrl_hf.preferences.schema import (
     preferences_from_rows,
     read_prompts,
     save_preferences,
-    split_by_generator,
-    split_by_prompt,
     validate_preferences,
     votes_from_preferences,
 )
+from musicrl_hf.preferences.splits import split_by_generator, split_by_prompt
 
 RATE = 8000
 
@@ -148,7 +147,10 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_not_found(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no .parquet file"):
         load_preferences(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor a data set"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"`preferences` = .*there is no folder nobody/no-such-preferences here, and HF_HUB_OFFLINE",
+    ):
         load_preferences("nobody/no-such-preferences")
 
 
@@ -180,14 +182,34 @@ def test_no_prompt_is_on_both_sides_however_it_is_spelled():
     assert len(split["train"]) + len(split["test"]) == 80
     assert split_by_prompt(ds, test_share=0.3, seed=1)["test"]["prompt"] == split["test"]["prompt"]
     assert split_by_prompt(ds, test_share=0.3, seed=2)["test"]["prompt"] != split["test"]["prompt"]
-    # More votes do not move a prompt to the other side.
-    part = split_by_prompt(ds.select(range(20)), test_share=0.3, seed=1)
-    assert set(part["test"]["prompt"]) == {p for p in prompts[:20] if normalise_prompt(p) in sides["test"]}
+    # More votes on the same prompts do not move a prompt to the other side.
+    assert {normalise_prompt(p) for p in split_by_prompt(ds.select(range(40)), 0.3, 1)["test"]["prompt"]} == sides[
+        "test"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "share", "expected"),
+    [(12, 0.1, 1), (12, 0.3, 4), (40, 0.3, 12), (2, 0.01, 1), (2, 0.99, 1), (5, 0.9, 4)],
+)
+def test_the_held_out_share_is_what_was_asked_for(prompts, share, expected):
+    """round(share * prompts), at least 1, and at least 1 left: by hand in the table."""
+    ds = preferences_from_rows([row(f"tune {i}") for i in range(prompts)])
+    for seed in range(3):
+        split = split_by_prompt(ds, share, seed)
+        assert (len(split["test"]), len(split["train"])) == (expected, prompts - expected)
+
+
+def test_a_new_prompt_moves_at_most_one_other():
+    ds = preferences_from_rows([row(f"tune {i}") for i in range(21)])
+    before = set(split_by_prompt(ds.select(range(20)), 0.3)["test"]["prompt"])
+    after = set(split_by_prompt(ds, 0.3)["test"]["prompt"])
+    assert len(before - after) + len(after - before - {"tune 20"}) <= 1
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused():
-    ds = preferences_from_rows([row()])
-    with pytest.raises(ValueError, match="side of the split is empty"):
+    ds = preferences_from_rows([row(), row("A slow air!")])
+    with pytest.raises(ValueError, match="the preferences have 1 prompt: give votes on two"):
         split_by_prompt(ds)
     with pytest.raises(ValueError, match="test_share is 1.5"):
         split_by_prompt(ds, test_share=1.5)

@@ -13,6 +13,8 @@ from typing import Any
 
 from .audio import MAX_DURATION_S, atomic_path
 from .generator import load_generator
+from .places import check_output, find_model
+from .rewards.combine import find_reward
 
 RECIPES = Path(__file__).parent / "align_recipes"
 PROMPTS = Path(__file__).parent / "prompts"
@@ -91,6 +93,10 @@ def run_align(job: AlignJob) -> Path:
     from .training.reward import RewardJob, run_reward
 
     out = Path(job.output_dir)
+    check_output(out, "a whole loop of `musicrl align`")
+    find_model(job.model, "musicgen", "model")
+    for spec in (job.adherence, job.quality):
+        find_reward(spec)
     out.mkdir(parents=True, exist_ok=True)
     prompts, heldout = _write_prompts(job, out)
     stages = _Stages(out, total=6)

@@ -32,11 +32,12 @@ def is_repo_id(name: str) -> bool:
     return name.count("/") == 1
 
 
-def resolve(name_or_path: str | Path) -> str:
+def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
     """Turn what a user typed into something that `from_pretrained` accepts.
 
     Args:
         name_or_path: a bundled name (a key of `BUNDLED`), an existing folder, or a Hub id `organisation/name`.
+        argument: what messages call it.
 
     Returns:
         The folder as a string, or the Hub id unchanged. A folder wins over a Hub id that is spelled alike.
@@ -54,7 +55,7 @@ def resolve(name_or_path: str | Path) -> str:
         folder = CHECKPOINTS / name
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"name_or_path={name!r} ships inside the package, but {folder} is missing: install the package again."
+                f"`{argument}` = {name!r} ships inside the package, but {folder} is missing: install the package again."
             )
         check_weights(folder)
         return str(folder)
@@ -64,10 +65,10 @@ def resolve(name_or_path: str | Path) -> str:
         check_weights(path)
         return str(path)
     if name and path.is_file():
-        raise ValueError(f"name_or_path={name!r} is a file: give the folder that holds it, with its config.json.")
+        raise ValueError(f"`{argument}` = {name!r} is a file: give the folder that holds it, with its config.json.")
     if not is_repo_id(name):
         raise ValueError(
-            f"name_or_path={name!r} is neither an existing folder nor a Hub id (organisation/name) nor one of the "
+            f"`{argument}` = {name!r} is neither an existing folder nor a Hub id (organisation/name) nor one of the "
             f"bundled names: {', '.join(BUNDLED)}. Check the spelling, or give one of these."
         )
     return name

@@ -1,6 +1,8 @@
 """`musicrl ...`: every job from the command line. Training commands run under `accelerate launch -m musicrl_hf.cli` too."""
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,6 +27,7 @@ JOBS = {  # command: module, configuration, function, what it does
     "align": ("align", "AlignJob", "run_align", "the whole loop: collect, learn, tune, compare"),
 }
 
+DEFAULT_CLIP = Path("out.wav")
 _CLIP_OPTIONS = ("crop_s", "skip_bad_clips")
 IMPORTS = {  # kind: function of preferences.importers, the options it takes
     "music-arena": ("import_music_arena", ("config", *_CLIP_OPTIONS)),
@@ -44,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem is not None:
         print(f"musicrl: {problem}", file=sys.stderr)
         return 2
-    parser = _parser()
+    parser, commands = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.command not in JOBS:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        commands[arguments.command].error(_unknown(rest, commands[arguments.command]))
     try:
         if arguments.command in JOBS:
             _run_job(arguments, words[words.index(arguments.command) + 1 :])
@@ -62,7 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _unknown(rest: Sequence[str], command: argparse.ArgumentParser) -> str:
+    """What is wrong with words that no argument of the command takes."""
+    known = sorted(set(re.findall(r"--[a-zA-Z]\w*", command.format_help())))
+    wrong = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+    if wrong is None:
+        return f"too many arguments: {' '.join(rest)}; put quotes around a text of several words"
+    close = difflib.get_close_matches(wrong, known, 1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+    return f"unknown argument {wrong}: {hint}"
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands by name."""
     parser = argparse.ArgumentParser("musicrl", description="Align music generators with what people prefer.")
     parser.add_argument("--version", action="version", version=f"musicrl_hf {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
@@ -70,12 +85,17 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="text to clips")
     generate.add_argument("prompt", help="what to play")
-    generate.add_argument("-o", "--output", type=Path, default=Path("out.wav"), help=".wav or .flac file")
+    generate.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help=f".wav or .flac file, written over if it is there ({DEFAULT_CLIP}, never written over)",
+    )
     generate.add_argument("--model", default="musicrl-tiny", help="bundled name, folder or Hub id (musicrl-tiny)")
-    generate.add_argument("--duration", type=float, default=5.0, help="seconds, at most 30 (5)")
-    generate.add_argument("--seed", type=int, help="makes the clip reproducible")
+    generate.add_argument("--duration", "--duration_s", type=float, default=5.0, help="seconds, at most 30 (5)")
+    generate.add_argument("--seed", type=int, help="makes the clip reproducible (another one each time)")
     generate.add_argument("-n", "--number", type=int, default=1, help="clips; more than one are numbered (1)")
-    generate.add_argument("--temperature", type=float, default=1.0, help="(1.0)")
+    generate.add_argument("--temperature", type=float, default=1.0, help="of sampling, above 0 (1.0)")
     generate.add_argument(
         "--guidance_scale", type=float, default=3.0, help="classifier-free guidance, 1 for none (3.0)"
     )
@@ -135,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
             job.add_argument("--recipe", default="tiny", help="bundled recipe or YAML file")
         else:
             job.add_argument("--config", type=Path, help="flat YAML file; every field also goes as --field value")
-    return parser
+    return parser, dict(commands.choices)
 
 
 _REWARD_HELP = (
@@ -172,14 +192,29 @@ def _fields_only(words: list[str], source: str) -> list[str]:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from .audio import write_audio
+    from .audio import MAX_DURATION_S, write_audio
     from .generator import load_generator
+    from .places import find_model
+    from .sampling import check_sampling
 
+    if not arguments.prompt.strip():
+        raise ValueError(f"`prompt` is {arguments.prompt!r}: say what to play, such as 'a slow air played by a flute'.")
     if arguments.number < 1:
         raise ValueError(f"`number` must be at least 1, got {arguments.number}.")
-    output: Path = arguments.output
+    if not 0 < arguments.duration <= MAX_DURATION_S:
+        raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {arguments.duration!r}.")
+    check_sampling(arguments.temperature, None, arguments.guidance_scale, frames=1)
+    output: Path = arguments.output or DEFAULT_CLIP
     if output.suffix.lower() not in (".wav", ".flac"):
         raise ValueError(f"`output` must end in .wav or .flac, got {str(output)!r}.")
+    numbers = range(1, arguments.number + 1)
+    paths = [output] if arguments.number == 1 else [output.with_stem(f"{output.stem}_{i}") for i in numbers]
+    there = [str(path) for path in paths if path.exists()]
+    if arguments.output is None and there:
+        raise FileExistsError(
+            f"`output`: {there[0]} is there already; name a file, as in -o another.wav or -o {output}."
+        )
+    find_model(arguments.model, "musicgen", "model")
     model = load_generator(arguments.model)
     clips = model.sample(
         [arguments.prompt] * arguments.number,
@@ -188,8 +223,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         guidance_scale=arguments.guidance_scale,
         seed=arguments.seed,
     )
-    for i, audio in enumerate(clips.audio):
-        path = output if arguments.number == 1 else output.with_stem(f"{output.stem}_{i + 1}")
+    for path, audio in zip(paths, clips.audio, strict=True):
         write_audio(path, audio, clips.sampling_rate)
         print(f"Wrote {path}")
 
@@ -201,9 +235,11 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from .places import check_output
     from .preferences import importers
 
     name, takes = IMPORTS[arguments.kind]
+    check_output(arguments.out, "votes" if arguments.kind == "battles" else "preferences", "out")
     options = {option for _, taken in IMPORTS.values() for option in taken}
     given = {option: vars(arguments)[option] for option in sorted(options) if vars(arguments)[option] is not None}
     foreign = sorted(set(given) - set(takes))
@@ -218,7 +254,9 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def _convert_codec(arguments: argparse.Namespace) -> None:
     from .codec_conversion import convert_encodec_checkpoint
+    from .places import check_output
 
+    check_output(arguments.output, "a codec", "output")
     print(f"Wrote {convert_encodec_checkpoint(arguments.source, arguments.output, arguments.config)}")
 
 

@@ -27,6 +27,7 @@ from .codec import AudioCodec
 from .configuration import MusicRLConfig
 from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
 from .hub import PushesWithCard
+from .places import check_model_type, find_model
 from .sampling import check_sampling, draw_codes
 from .step_decoder import StepDecoder
 
@@ -80,9 +81,11 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         """Load a generator with its tokenizer from a bundled name, a folder or a Hub id; safetensors only.
 
         Raises:
-            ValueError: unknown name, weights that are pickles, or a weight file that was cut short.
+            ValueError: unknown name, a folder of another kind of model, weights that are pickles or were cut short.
         """
         source = resolve(str(pretrained_model_name_or_path))
+        if Path(source).is_dir() and "subfolder" not in kwargs:
+            check_model_type(source, "musicgen", "pretrained_model_name_or_path")
         kwargs["use_safetensors"] = True
         if not isinstance(kwargs.get("config"), MusicRLConfig):
             kwargs.pop("config", None)
@@ -376,7 +379,7 @@ def load_generator(
     from peft import PeftConfig, PeftModel
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    source = resolve(str(name_or_path))
+    source = find_model(str(name_or_path), "musicgen")
     if find_adapter_config_file(source) is not None:
         base = PeftConfig.from_pretrained(source).base_model_name_or_path
         model = load_generator(base, adapter=source, dtype=dtype)

@@ -18,10 +18,12 @@ from tqdm.auto import tqdm
 
 from ..audio import atomic_path, audio_bytes, match_loudness
 from ..generator import MusicRLForConditionalGeneration, load_generator
+from ..places import check_output, find_model
 from ..preferences.importers import VOTE_COLUMNS, read_votes
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, normalise_prompt, read_prompts
-from ..rewards import Reward, check_scores, load_reward
+from ..rewards import Reward, check_scores
+from ..rewards.combine import find_reward
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import render_page
 from .win_rates import (
@@ -92,15 +94,20 @@ class EvaluateJob:
 def run_evaluate(job: EvaluateJob) -> Path:
     """Run an evaluation and return the path of its page."""
     out = Path(job.out)
+    check_output(out, "an evaluation", "out")
     if job.votes is not None:
         evaluate_votes(job.votes, out, seed=job.seed)
         return out / PAGE_FILE
+    models = label_models(job.models)
+    for name in models.values():
+        find_model(name, "musicgen", "models")
+    rewards = {_reward_label(spec): find_reward(spec) for spec in job.rewards}
     evaluate_models(
-        label_models(job.models),
+        models,
         read_prompts(job.prompts or ""),
         out,
         listeners=simulated_listeners(job.listeners, job.seed),
-        rewards={_reward_label(spec): load_reward(spec) for spec in job.rewards},
+        rewards={label: load() for label, load in rewards.items()},
         raters_per_clip=job.raters_per_clip,
         duration_s=job.duration_s,
         samples_per_prompt=job.samples_per_prompt,
@@ -310,6 +317,9 @@ def _check_study(
 ) -> None:
     if not models:
         raise ValueError("models is empty: give at least one generator")
+    for source in models.values():
+        if isinstance(source, str):
+            find_model(source, "musicgen", "models")  # a wrong name is told before minutes of sampling
     spelled = [normalise_prompt(prompt) for prompt in prompts]
     twice = sorted({prompt for prompt in spelled if spelled.count(prompt) > 1})
     if not prompts or twice or not all(spelled):

@@ -18,7 +18,7 @@ from ..audio import atomic_path, audio_bytes, match_loudness
 from ..generator import Clips, MusicRLForConditionalGeneration
 from .codes import CODE_FEATURES, ClipEncoder, codes_column
 from .listeners import Judgement
-from .schema import preferences_from_rows, save_preferences
+from .schema import check_target, preferences_from_rows, save_preferences
 
 
 class Listener(Protocol):
@@ -84,6 +84,7 @@ def sample_pairs(
             f"generator and against differ in (Hz, channels): {_layout(generator)} and {_layout(against)}; "
             "a pair has to sound alike in everything but the music"
         )
+    check_target(out)
     sampling: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,

@@ -6,7 +6,6 @@ the clip that won, and `preference` says on which side it was heard; in a tie / 
 `datasets` would need torchcodec, which does not load on CPU-only installations.
 """
 
-import hashlib
 import io
 import math
 import re
@@ -25,6 +24,7 @@ from datasets.exceptions import DatasetNotFoundError
 from tqdm.auto import tqdm
 
 from ..audio import MAX_DURATION_S, atomic_path
+from ..places import check_hub, contents_of
 from ..records import IMPORT_FILE, ImportRecord
 
 LABELS = ("a", "b", "tie", "both_bad")
@@ -177,7 +177,8 @@ def check_target(folder: str | Path) -> None:
     """Refuse to write over a folder that holds something else than preferences."""
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not any((folder / "data").glob("*.parquet"))):
-        raise ValueError(f"folder {folder} holds other files: give a new folder or an earlier preference data set")
+        found = "other files" if folder.is_dir() and contents_of(folder) is None else contents_of(folder) or "no folder"
+        raise ValueError(f"folder {folder} holds {found}: give a new folder or an earlier preference data set")
 
 
 def load_preferences(source: str | Path, split: str = "train") -> Dataset:
@@ -189,7 +190,12 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
     """
     where = str(source)
     if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
-        raise FileNotFoundError(f"folder {where} holds no .parquet file: give a folder of save_preferences or a Hub id")
+        raise FileNotFoundError(
+            f"`preferences` = {where!r}: the folder holds no .parquet file; give one that `musicrl import` wrote, or a Hub id"
+        )
+    if not Path(source).is_dir():
+        remedy = f"make the folder first (`musicrl import ... --out {where}`)"
+        check_hub(where, "dataset", "preferences", remedy, cached=_was_downloaded(where))
     try:
         ds = datasets.load_dataset(where, split=split)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
@@ -202,6 +208,11 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
             raise
         raise ValueError(f"preferences {where!r} have no split {split!r}: {error}") from error
     return validate_preferences(ds)
+
+
+def _was_downloaded(repo_id: str) -> bool:
+    """Whether `datasets` keeps a data set of the Hub, which it then loads without asking."""
+    return (Path(datasets.config.HF_DATASETS_CACHE) / repo_id.replace("/", "___")).is_dir()
 
 
 def decided_pairs(ds: Dataset, min_seconds: float | None = None) -> tuple[Dataset, dict[str, int]]:
@@ -255,40 +266,6 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
     return prompts
-
-
-def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> DatasetDict:
-    """Split so that no prompt, however spelled, is in both `train` and `test`.
-
-    A prompt's side depends on its own text and the seed only, so it stays where it was when votes are added.
-
-    Raises:
-        ValueError: if `test_share` is not between 0 and 1, or one side stays empty.
-    """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is {test_share}: it has to lie between 0 and 1")
-    sides: dict[str, list[int]] = {"train": [], "test": []}
-    for number, prompt in enumerate(ds["prompt"]):
-        digest = hashlib.sha256(f"{seed}:{normalise_prompt(prompt)}".encode()).digest()
-        sides["test" if int.from_bytes(digest[:8], "big") < test_share * 2**64 else "train"].append(number)
-    return _both_sides(ds, sides, f"test_share {test_share} and seed {seed}: give another share or seed")
-
-
-def split_by_generator(ds: Dataset, held_out: Sequence[str]) -> DatasetDict:
-    """Put every row with a held-out generator into `test`, so that `train` has never heard one of them.
-
-    Raises:
-        ValueError: if a name is in no row, or one side stays empty.
-    """
-    models = list(zip(ds["chosen_model"], ds["rejected_model"], strict=True))
-    known = {name for pair in models for name in pair}
-    unknown = sorted(set(held_out) - known)
-    if unknown or not held_out:
-        raise ValueError(f"held_out is {list(held_out)}: name generators of {', '.join(sorted(known))}")
-    sides: dict[str, list[int]] = {"train": [], "test": []}
-    for number, pair in enumerate(models):
-        sides["test" if set(pair) & set(held_out) else "train"].append(number)
-    return _both_sides(ds, sides, f"held_out {list(held_out)}: hold out fewer generators")
 
 
 def votes_from_preferences(ds: Dataset) -> list[Vote]:
@@ -382,10 +359,3 @@ def _raise_row_errors(errors: Iterable[str]) -> None:
     if found:
         more = f"\n... and {len(found) - _SHOWN_ERRORS} more" if len(found) > _SHOWN_ERRORS else ""
         raise ValueError("the preferences are not valid:\n" + "\n".join(found[:_SHOWN_ERRORS]) + more)
-
-
-def _both_sides(ds: Dataset, sides: dict[str, list[int]], remedy: str) -> DatasetDict:
-    for name, numbers in sides.items():
-        if not numbers:
-            raise ValueError(f"the {name} side of the split is empty with {remedy}")
-    return DatasetDict({name: ds.select(numbers) for name, numbers in sides.items()})

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ..audio import check_audio, match_loudness, resample
-from ..bundled import resolve
+from ..places import find_model
 from .contract import check_sampling_rate
 
 MAX_SEGMENT_S = 10.0  # section 3.3: a 30 s clip is scored as three segments of 10 s
@@ -26,7 +26,7 @@ MAX_SEGMENT_S = 10.0  # section 3.3: a 30 s clip is scored as three segments of 
 
 def load_clap(name_or_path: str) -> tuple[ClapModel, PreTrainedTokenizerBase, ClapFeatureExtractor]:
     """A CLAP checkpoint by bundled name, folder or Hub id; safetensors only."""
-    source = resolve(name_or_path)
+    source = find_model(name_or_path, "clap")
     model = ClapModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(source), ClapFeatureExtractor.from_pretrained(source)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..places import find_model
 from .adherence import AdherenceReward
 from .contract import Reward, check_reward_inputs, check_scores
 from .preference import PreferenceModel
@@ -16,6 +17,11 @@ from .quality import QualityModel
 
 NORMALISE = ("none", "sum_then_normalise", "normalise_then_sum")
 BUNDLED_DEFAULTS = {"adherence": "musicrl-tiny-adherence", "quality": "musicrl-tiny-quality"}
+MODEL_REWARDS: dict = {  # kind -> what loads it, model_type of its folders
+    "adherence": (AdherenceReward, "clap"),
+    "quality": (QualityModel, "musicrl_quality"),
+    "preference": (PreferenceModel, "musicrl_preference"),
+}
 KNOWN_FORMS = (
     '"adherence" or "quality" (bundled), "adherence:NAME", "quality:NAME", "preference:NAME" with a bundled name, folder '
     'or Hub id, or "module:function" for a function of yours; "weight*" in front weights it, as in "0.5*adherence"'
@@ -93,7 +99,16 @@ def _standardised(scores: Tensor) -> Tensor:
 
 
 def load_reward(spec: str) -> Reward:
-    """The reward that a spec names.
+    """The reward that a spec names, loaded; see `find_reward`.
+
+    Example:
+        >>> reward = load_reward("adherence")
+    """
+    return find_reward(spec)()
+
+
+def find_reward(spec: str) -> Callable[[], Reward]:
+    """What loads the reward that a spec names; that it is there is known before anything is loaded.
 
     Args:
         spec: "adherence" or "quality" for the bundled ones; "adherence:NAME", "quality:NAME", "preference:NAME" with a
@@ -102,21 +117,24 @@ def load_reward(spec: str) -> Reward:
 
     Raises:
         ValueError: another form, or a module that has no such function.
-        FileNotFoundError: a bundled model that is missing from this installation.
-
-    Example:
-        >>> reward = load_reward("adherence")
+        FileNotFoundError: a model that is neither a folder here nor on the Hub.
     """
     kind, colon, name = spec.strip().partition(":")
     if kind in BUNDLED_DEFAULTS and not colon:
         name = BUNDLED_DEFAULTS[kind]
-    if kind in ("adherence", "quality", "preference") and name:
-        loaders: dict = {"adherence": AdherenceReward, "quality": QualityModel, "preference": PreferenceModel}
-        reward = loaders[kind].from_pretrained(name)
-        return reward if kind == "adherence" else reward.eval()
+    if kind in MODEL_REWARDS and name:
+        loader, model_type = MODEL_REWARDS[kind]
+        find_model(name, model_type, "reward")
+
+        def load() -> Reward:
+            reward = loader.from_pretrained(name)
+            return reward if kind == "adherence" else reward.eval()
+
+        return load
     is_dotted = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", kind)
-    if kind not in ("adherence", "quality", "preference") and is_dotted and name.isidentifier():
-        return _user_function(kind, name)
+    if kind not in MODEL_REWARDS and is_dotted and name.isidentifier():
+        function = _user_function(kind, name)
+        return lambda: function
     raise ValueError(f"`reward` = {spec!r} is unknown. Known forms: {KNOWN_FORMS}.")
 
 
@@ -144,7 +162,18 @@ def _user_function(module_name: str, function_name: str) -> Callable:
 
 
 def load_rewards(specs: Sequence[str] | str, normalise: str = "none") -> CombinedReward:
-    """The weighted sum of several specs.
+    """The weighted sum of several specs, loaded; see `find_rewards`.
+
+    Example:
+        >>> reward = load_rewards("0.5*adherence + 0.5*quality")
+        >>> sorted(reward.rewards)
+        ['adherence', 'quality']
+    """
+    return find_rewards(specs, normalise)()
+
+
+def find_rewards(specs: Sequence[str] | str, normalise: str = "none") -> Callable[[], CombinedReward]:
+    """What loads the weighted sum of several specs; that each is there is known before the first is loaded.
 
     Args:
         specs: such as ["0.5*adherence", "0.5*quality"], or one string with " + " between them. Weights default to 1.
@@ -152,11 +181,6 @@ def load_rewards(specs: Sequence[str] | str, normalise: str = "none") -> Combine
 
     Raises:
         ValueError: an unknown spec, a weight that is no number, the same reward twice.
-
-    Example:
-        >>> reward = load_rewards("0.5*adherence + 0.5*quality")
-        >>> sorted(reward.rewards)
-        ['adherence', 'quality']
     """
     given = [specs] if isinstance(specs, str) else list(specs)
     weights: dict[str, float] = {}
@@ -165,7 +189,8 @@ def load_rewards(specs: Sequence[str] | str, normalise: str = "none") -> Combine
         if spec in weights:
             raise ValueError(f"`reward`: {spec!r} is named twice; add its weights up.")
         weights[spec] = weight
-    return CombinedReward({spec: load_reward(spec) for spec in weights}, weights, normalise)
+    loaders = {spec: find_reward(spec) for spec in weights}
+    return lambda: CombinedReward({spec: load() for spec, load in loaders.items()}, weights, normalise)
 
 
 def _weight_and_spec(text: str) -> tuple[float, str]:

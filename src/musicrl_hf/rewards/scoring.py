@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..audio import read_audio
-from .combine import load_rewards
+from .combine import find_rewards
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,13 @@ def score_clips(specs: Sequence[str] | str, prompt: str | Sequence[str], paths: 
         raise ValueError(
             f"`prompt` holds {len(prompts)} texts for {len(paths)} clips; give one for all, or one a clip."
         )
-    reward = load_rewards(specs)
+    if not all(text.strip() for text in prompts):
+        raise ValueError("`prompt` is empty; give the text that the clips were asked to be.")
+    load = find_rewards(specs)
+    missing = [str(path) for path in paths if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"`paths`: there is no file {', '.join(missing)}; give audio files that exist.")
+    reward = load()
     scores: dict[str, list[float]] = {name: [] for name in reward.rewards}
     if len(reward.rewards) > 1:
         scores["total"] = []

@@ -17,7 +17,8 @@ from ..audio import atomic_path
 from ..flat import FlatTokenizer, flatten_codes
 from ..generator import MusicRLConfig, MusicRLForConditionalGeneration
 from ..preferences.codes import CODE_COLUMNS, cache_codes
-from ..preferences.schema import decided_pairs, load_preferences, split_by_prompt
+from ..preferences.schema import decided_pairs, load_preferences
+from ..preferences.splits import split_by_prompt
 from .job import TrainingJob, option, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
@@ -222,9 +223,9 @@ def run_dpo(job: DPOJob) -> Path:
         ValueError: as the job, `load_preferences` and `MusicDPOTrainer`.
     """
     args = job.trainer_config()
-    job.checkpoint()  # before anything long
-    model = prepare_generator(job.model)
+    job.check_places()
     decided, counts = decided_pairs(load_preferences(job.preferences), job.min_seconds)
+    model = prepare_generator(job.model)
     codes_dir = job.codes_dir or str(Path(job.output_dir) / "codes")
     with PartialState().main_process_first():
         pairs = cache_codes(decided, flat_of(model), codes_dir)

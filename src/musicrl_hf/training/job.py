@@ -15,6 +15,7 @@ from peft import LoraConfig
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
 from ..records import Record, write_record
 from .callbacks import MetricsWriter
@@ -89,6 +90,19 @@ class TrainingJob:
         if self.lora_r == 0:
             return None
         return LoraConfig(r=self.lora_r, lora_alpha=self.lora_alpha, lora_dropout=0.0, target_modules=LORA_TARGETS)
+
+    def check_places(self) -> None:
+        """Tell at once what would otherwise be told after minutes, or not at all.
+
+        Raises:
+            ValueError: `output_dir` holds something else than this job writes; `model` or `ref_model` is no generator.
+            FileNotFoundError: no such generator, or no checkpoint to resume from.
+        """
+        check_output(self.output_dir, "an adapter" if self.lora_r else "a generator")
+        find_model(self.model, "musicgen", "model")
+        if self.ref_model is not None:
+            find_model(self.ref_model, "musicgen", "ref_model")
+        self.checkpoint()
 
     def checkpoint(self) -> str | None:
         """The checkpoint to resume from.

@@ -304,7 +304,7 @@ def run_grpo(job: GRPOJob) -> Path:
 
 def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: str) -> Path:
     args = job.trainer_config()
-    job.checkpoint()  # before anything long
+    job.check_places()
     prompts = read_prompts(job.prompts)
     trainer = trainer_class(
         job.model,

@@ -363,6 +363,7 @@ def run_ppo(job: PPOJob) -> Path:
     Returns:
         `output_dir`: the model (or adapter), its value baseline, `metrics.jsonl`, `samples/` and checkpoints.
     """
+    job.check_places()
     set_seed(job.seed)
     prompts = read_prompts(job.prompts)
     held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)

@@ -23,7 +23,9 @@ from trl import RewardConfig, RewardTrainer
 
 from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
-from ..preferences.schema import DECIDED, decided_pairs, load_preferences, split_by_generator, split_by_prompt
+from ..places import check_output, find_model
+from ..preferences.schema import DECIDED, decided_pairs, load_preferences
+from ..preferences.splits import split_by_generator, split_by_prompt
 from ..records import write_record
 from ..rewards.clap import load_clap
 from ..rewards.preference import BACKBONES, PreferenceModel
@@ -262,6 +264,15 @@ def accuracy_report(margins: Tensor, pairs_of_models: list[tuple[str, str]]) -> 
     }
 
 
+def accuracy_line(report: dict[str, Any]) -> str:
+    """What `accuracy_report` found, in one line."""
+    low, high = report["chance_interval"]
+    return (
+        f"Accuracy on {report['n_pairs']} held-out pairs: {report['accuracy']:.1%} (in 95 % of cases a coin gets between "
+        f"{low:.1%} and {high:.1%} of them right)"
+    )
+
+
 def run_reward(job: RewardJob) -> Path:
     """Train a preference reward and test it on prompts that it never saw; works alike under `accelerate launch`.
 
@@ -269,11 +280,15 @@ def run_reward(job: RewardJob) -> Path:
         `output_dir`: the model folder (for "preference:DIR"), result.json, metrics.jsonl and checkpoints.
 
     Raises:
-        ValueError: preferences without decided pairs, or a side of the split that stays empty.
-        FileNotFoundError: no such preferences, or no checkpoint to resume from.
+        ValueError: preferences without decided pairs, a side of the split that stays empty, or an `output_dir` that holds
+            something else than a preference reward.
+        FileNotFoundError: no such preferences or model, or no checkpoint to resume from.
     """
     started = time.monotonic()
     args = job.trainer_config()
+    check_output(job.output_dir, "a preference reward")
+    name = job.model or DEFAULT_MODELS[job.backbone]
+    find_model(name, "clap" if job.backbone == "clap" else "musicgen", "model")
     checkpoint = find_checkpoint(job.resume_from_checkpoint, job.output_dir)
     set_seed(job.seed)
     split = split_preferences(load_preferences(job.preferences), job)
@@ -316,8 +331,8 @@ def run_reward(job: RewardJob) -> Path:
     if trainer.is_world_process_zero():
         _save(model, Path(job.output_dir))
         method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
-        base = job.model or DEFAULT_MODELS[job.backbone]
-        write_record(job.output_dir, run_record(trainer, job, base, method, metrics, time.monotonic() - started))
+        write_record(job.output_dir, run_record(trainer, job, name, method, metrics, time.monotonic() - started))
+        print(accuracy_line(metrics))
     trainer.accelerator.wait_for_everyone()
     return Path(job.output_dir)
 

@@ -1,0 +1,165 @@
+"""What lies at a place, told before anything is loaded from it or written to it: in a folder, or behind a Hub id."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from .bundled import BUNDLED, is_repo_id, resolve
+
+MODEL_TYPES = {  # model_type in config.json -> what it is
+    "musicgen": "a generator",
+    "clap": "a CLAP model",
+    "musicrl_quality": "a quality reward",
+    "musicrl_preference": "a preference reward",
+    "encodec": "a codec",
+}
+_SPECS = {  # how `--reward` takes what is no generator
+    "clap": "adherence:FOLDER",
+    "musicrl_quality": "quality:FOLDER",
+    "musicrl_preference": "preference:FOLDER",
+}
+_HUB_TIMEOUT_S = 10.0
+
+
+def model_type_of(folder: str | Path) -> str | None:
+    """`model_type` in the folder's config.json; None where there is no such file."""
+    path = Path(folder) / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
+
+
+def contents_of(folder: str | Path) -> str | None:
+    """What a folder holds, in words; None where it is empty, missing, or holds nothing that this package writes or reads."""
+    folder = Path(folder)
+    model_type = model_type_of(folder)
+    checkpoints = {model_type_of(path) for path in folder.glob("checkpoint-*")} - {None}
+    found = {
+        "an adapter": (folder / "adapter_config.json").is_file(),
+        MODEL_TYPES.get(str(model_type), f"a model with model_type {model_type!r}"): model_type is not None,
+        "preferences": any((folder / "data").glob("*.parquet")),
+        "clips with their table": any((folder / name).is_file() for name in ("clips.jsonl", "clips.csv", "pairs.csv")),
+        "a whole loop of `musicrl align`": (folder / "stages").is_dir(),
+        "an evaluation": (folder / "results.json").is_file(),
+        **{f"checkpoints of {MODEL_TYPES.get(str(name), name)}": True for name in checkpoints},
+    }
+    return next((what for what, there in found.items() if there), None)
+
+
+def check_output(folder: str | Path, makes: str, argument: str = "output_dir") -> None:
+    """Refuse to write into a folder that already holds something of another kind; one's own kind may be there.
+
+    Args:
+        folder: where the command will write.
+        makes: what it will write, as `contents_of` calls it.
+        argument: what the message calls the folder.
+
+    Raises:
+        ValueError: naming the folder and what it holds.
+    """
+    if Path(folder).is_file():
+        raise ValueError(f"`{argument}` = {str(folder)!r} is a file: give a folder for {makes}.")
+    found = contents_of(folder)
+    if found not in (None, makes, f"checkpoints of {makes}"):
+        raise ValueError(
+            f"`{argument}` = {str(folder)!r} holds {found}, and this command writes {makes}: give another folder, or move "
+            "away what is there."
+        )
+
+
+def check_model_type(folder: str | Path, wanted: str, argument: str = "name_or_path") -> None:
+    """Refuse a folder that holds another kind of model than `wanted`, a `model_type`.
+
+    Raises:
+        ValueError: naming the folder and the `model_type` found, with the way to use what it is.
+        FileNotFoundError: there is no config.json.
+    """
+    found = model_type_of(folder)
+    what = MODEL_TYPES[wanted]
+    if found is None:
+        raise FileNotFoundError(
+            f"`{argument}` = {str(folder)!r} holds {contents_of(folder) or 'no config.json'}, not {what}: give the folder "
+            "of a saved model."
+        )
+    if found != wanted:
+        use = f"; as a reward it goes by {_SPECS[found]}" if found in _SPECS and wanted == "musicgen" else ""
+        raise ValueError(
+            f"`{argument}` = {str(folder)!r} holds {MODEL_TYPES.get(found, 'another model')} (model_type {found!r}), not "
+            f"{what} (model_type {wanted!r}): give a folder with {what}{use}."
+        )
+
+
+def find_model(name_or_path: str | Path, wanted: str, argument: str = "name_or_path") -> str:
+    """As `resolve`, and sure that something of the right kind is there: folders are looked into, the Hub is asked once.
+
+    Args:
+        name_or_path: bundled name, folder or Hub id.
+        wanted: `model_type`; for a generator ("musicgen") an adapter will do too.
+        argument: what messages call the name.
+
+    Raises:
+        ValueError: as `resolve` and `check_model_type`.
+        FileNotFoundError: no such folder here, and the Hub does not give it.
+    """
+    name = str(name_or_path)
+    source = resolve(name, argument)
+    if not Path(source).is_dir():
+        bundled = ", ".join(BUNDLED)
+        cached = any(
+            isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")
+        )
+        check_hub(
+            name, "model", argument, f"give the folder of a saved model or a bundled name ({bundled})", cached=cached
+        )
+    elif wanted == "musicgen" and (Path(source) / "adapter_config.json").is_file():
+        adapter = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
+        find_model(adapter["base_model_name_or_path"], wanted, argument)
+    else:
+        check_model_type(source, wanted, argument)
+    return source
+
+
+def check_hub(name: str, repo_type: str, argument: str, remedy: str, *, cached: bool) -> None:
+    """Ask the Hub once whether it has what is no folder here; whoever loads it would ask many times before giving up.
+
+    Args:
+        name: "organisation/name".
+        repo_type: "model" or "dataset".
+        argument, remedy: for the message.
+        cached: it was downloaded before, and the Hub need not answer.
+
+    Raises:
+        FileNotFoundError: no Hub id, no such repository, or no answer.
+    """
+    if not is_repo_id(name):
+        raise FileNotFoundError(f"`{argument}` = {name!r}: there is no folder {name}; {remedy}.")
+    what = {"model": "model", "dataset": "data set"}[repo_type]
+    try:
+        _ask_hub(name, repo_type)
+        return
+    except RepositoryNotFoundError:
+        problem, check = (
+            f"the Hub has no {what} of this name",
+            "check the spelling and, for a private one, `hf auth login`",
+        )
+    except HfHubHTTPError as error:
+        problem, check = f"the Hub answered {error.response.status_code}", "try again later"
+    except OfflineModeIsEnabled:
+        problem, check = "HF_HUB_OFFLINE keeps the Hub from being asked", "unset HF_HUB_OFFLINE"
+    except HTTPError as error:
+        problem, check = f"the Hub could not be reached ({type(error).__name__})", "check the network"
+    if not cached:
+        raise FileNotFoundError(
+            f"`{argument}` = {name!r}: there is no folder {name} here, and {problem}; {remedy}, or {check}."
+        )
+
+
+@cache
+def _ask_hub(name: str, repo_type: str) -> None:
+    HfApi().repo_info(name, repo_type=repo_type, timeout=_HUB_TIMEOUT_S)
