@@ -103,7 +103,10 @@ def test_the_score_column_is_not_guessed(tmp_path):
     with pytest.raises(ValueError, match=r"2 columns of numbers \(score, number\): name the column"):
         import_folder(folder, tmp_path / "out")
     assert import_folder(folder, tmp_path / "out", score_column="score").decided == 1
-    with pytest.raises(ValueError, match="row 0: mood is None: it has to be a number"):
+    with pytest.raises(
+        ValueError,
+        match="score_column is 'mood': .*clips.jsonl has no such column, it has prompt, system, audio, score, number",
+    ):
         import_folder(folder, tmp_path / "out", score_column="mood")
     records[1]["score"] = "high"
     write_table(folder / "clips.jsonl", records)
@@ -133,9 +136,13 @@ def test_choices_keep_who_chose_and_what_was_heard(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"audio": "../secret.flac"}, ValueError, "comparison 0: path '../secret.flac' leads out of"),
-        ({"audio": "audio/none.flac"}, FileNotFoundError, "comparison 0: there is no file 'audio/none.flac'"),
-        ({"audio": "audio/noise.txt"}, ValueError, "cannot be read as audio"),
+        ({"audio": "../secret.flac"}, ValueError, r"mine/clips.jsonl, row 1: path '../secret.flac' leads out of"),
+        (
+            {"audio": "audio/none.flac"},
+            FileNotFoundError,
+            r"mine/clips.jsonl, row 1: there is no file 'audio/none.flac'",
+        ),
+        ({"audio": "audio/noise.txt"}, ValueError, "clips.jsonl, row 1: .*cannot be read as audio"),
         ({"audio": "audio/silent.flac"}, ValueError, "is silent"),
         ({"prompt": ""}, ValueError, "row 1: no prompt"),
         ({"system": None}, ValueError, "row 1: no system"),

@@ -97,6 +97,8 @@ def check_columns(row: Mapping[str, Any], columns: Sequence[str], path: Path, nu
 
 
 def _rated_clips(table: list[dict[str, Any]], score_column: str, path: Path, src: Path) -> list[RatedClip]:
+    if not any(score_column in row for row in table):
+        raise ValueError(f"score_column is {score_column!r}: {path} has no such column, it has {', '.join(table[0])}")
     clips = []
     for number, row in enumerate(table):
         score = to_number(row.get(score_column))
@@ -104,7 +106,8 @@ def _rated_clips(table: list[dict[str, Any]], score_column: str, path: Path, src
             raise ValueError(
                 f"{path}, row {number}: {score_column} is {row.get(score_column)!r}: it has to be a number"
             )
-        clips.append(RatedClip(row["prompt"], _clip(src, row["audio"], row["system"]), score))
+        where = f"{path}, row {number}"
+        clips.append(RatedClip(row["prompt"], _clip(src, row["audio"], row["system"], where), score))
     return clips
 
 
@@ -112,10 +115,12 @@ def _choices(table: list[dict[str, Any]], path: Path, src: Path) -> list[Compari
     comparisons = []
     for number, values in enumerate(table):
         row = TableRow(f"{path}, row {number}", values)
-        a, b = (_clip(src, values[f"audio_{side}"], row.text(f"system_{side}") or "unknown") for side in "ab")
+        a, b = (
+            _clip(src, values[f"audio_{side}"], row.text(f"system_{side}") or "unknown", row.where) for side in "ab"
+        )
         comparisons.append(
             Comparison(
-                f"comparison {number}",
+                row.where,
                 values["prompt"],
                 a,
                 b,
@@ -129,8 +134,8 @@ def _choices(table: list[dict[str, Any]], path: Path, src: Path) -> list[Compari
     return comparisons
 
 
-def _clip(src: Path, name: str, system: Any) -> Clip:
-    return Clip(name, partial(clip_path, src, name), str(system))
+def _clip(src: Path, name: str, system: Any, where: str) -> Clip:
+    return Clip(name, partial(clip_path, src, name), str(system), where=where)
 
 
 def _only_score_column(table: list[dict[str, Any]], path: Path) -> str:

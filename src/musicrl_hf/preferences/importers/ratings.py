@@ -163,15 +163,14 @@ def pairs_by_score(clips: Iterable[RatedClip], min_gap: float, listener: str) ->
     groups: dict[tuple[str, str], list[RatedClip]] = {}
     for clip in clips:
         groups.setdefault((clip.split, normalise_prompt(clip.prompt)), []).append(clip)
-    number = 0
     for group in groups.values():
         for pair in combinations(group, 2):
             coin = _digest("\x1f".join(one.clip.name for one in pair))[0] % 2
             a, b = pair[::-1] if coin else pair
             gap = a.score - b.score
             label = "tie" if gap == 0 or abs(gap) < min_gap else "a" if gap > 0 else "b"
-            yield Comparison(f"comparison {number}", a.prompt, a.clip, b.clip, label, listener, split=a.split)
-            number += 1
+            where = f"{a.clip.where} and {b.clip.where}"
+            yield Comparison(where, a.prompt, a.clip, b.clip, label, listener, split=a.split)
 
 
 def _import(

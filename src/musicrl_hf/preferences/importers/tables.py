@@ -149,7 +149,7 @@ def clip_of(
     """
     value = row.values.get(column) if cell is None else cell
     if isinstance(value, StoredAudio) and value.load is not None:
-        return Clip(f"{value.place}/{value.path or column}", value.load, system, begin_s, end_s)
+        return Clip(f"{value.place}/{value.path or column}", value.load, system, begin_s, end_s, row.where)
     path = value.path if isinstance(value, StoredAudio) else str(value or "").strip()
     if not path:
         return None
@@ -158,7 +158,7 @@ def clip_of(
         load = source.locate(path if path in source.known or beside not in source.known else beside)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{row.where}: {column}: {error}") from error
-    return Clip(path, load, system, begin_s, end_s)
+    return Clip(path, load, system, begin_s, end_s, row.where)
 
 
 def catalogue(

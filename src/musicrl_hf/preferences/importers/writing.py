@@ -55,6 +55,7 @@ class Clip:
         load: gives the file, or its bytes.
         system: what made it.
         begin_s, end_s: the part that was judged, in seconds from the start of the file; None is its end.
+        where: the row of the table that names it, for messages; "" where that is the comparison's own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Clip:
     system: str = "unknown"
     begin_s: float = 0.0
     end_s: float | None = None
+    where: str = field(default="", compare=False)
 
     def read(self, crop_s: float | None = None) -> tuple[Tensor, int]:
         """The part as audio [C, T] and its sampling rate in Hz; with `crop_s` no more of it than these first seconds.
@@ -186,7 +188,7 @@ def write_comparisons(
         settings: further options of the import, for the record.
 
     Raises:
-        FileNotFoundError, ValueError: naming the comparison whose clip cannot be used, unless `options.skip_bad_clips`;
+        FileNotFoundError, ValueError: naming the row of the table whose clip cannot be used, unless `options.skip_bad_clips`;
             without any comparison left.
     """
     out = Path(out)
@@ -255,14 +257,20 @@ def _encode_both(
     """Both clips, those of a winner first; None where one of them is left out."""
     order = ("b", "a") if comparison.preference == "b" else ("a", "b")
     clips = {"a": comparison.a, "b": comparison.b}
-    try:
-        return {side: encode(clips[side]) for side in order}
-    except (ValueError, FileNotFoundError) as error:
-        if not options.skip_bad_clips:
-            remedy = "; crop_s keeps the first seconds of longer clips" if isinstance(error, ClipTooLongError) else ""
-            raise type(error)(f"{comparison.where}: {error}{remedy}") from error
-        tally.left_out[_reason(error)] += 1
-        return None
+    encoded = {}
+    for side in order:
+        try:
+            encoded[side] = encode(clips[side])
+        except (ValueError, FileNotFoundError) as error:
+            if not options.skip_bad_clips:
+                where = clips[side].where or comparison.where
+                remedy = (
+                    "; crop_s keeps the first seconds of longer clips" if isinstance(error, ClipTooLongError) else ""
+                )
+                raise type(error)(f"{where}: {error}{remedy}") from error
+            tally.left_out[_reason(error)] += 1
+            return None
+    return encoded
 
 
 def _reason(error: ValueError | FileNotFoundError) -> str:
