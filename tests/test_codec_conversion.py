@@ -1,6 +1,9 @@
 """The encodec package and transformers' EncodecModel give the same codes and the same waves, to the last bit."""
 
 import json
+import re
+import socket
+from pathlib import Path
 
 import encodec
 import pytest
@@ -123,6 +126,28 @@ def test_the_published_models_convert_by_name(tmp_path, monkeypatch, name, file_
     assert len(codes[:, 0].unique()) > 8
     assert torch.equal(encoded.codes, codes)
     assert (codec.decode(encoded) - wave).abs().max() == 0
+
+
+def test_an_unreachable_publisher_is_told_with_the_remedy(tmp_path, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        monkeypatch.setattr("encodec.model.ROOT_URL", address)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        place = tmp_path / "hub" / "checkpoints" / "encodec_24khz-d7cc33bc.th"
+        with pytest.raises(ConnectionError) as error:
+            convert_encodec_checkpoint("encodec_24khz", tmp_path / "codec")
+    assert f"{address}encodec_24khz-d7cc33bc.th could not be fetched" in str(error.value)
+    assert f"put it at {place}." in str(error.value)
+
+
+def test_the_lines_of_the_readme_make_what_the_command_takes(tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (lines,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "weights.safetensors" in code]
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert main(["convert-codec", "weights.safetensors", "codec", "--config", "encodec_config.json"]) == 0
+    assert AudioCodec.from_pretrained("codec").sampling_rate == 24_000
 
 
 def test_a_published_file_that_holds_more_than_tensors_is_not_run(tmp_path, monkeypatch):

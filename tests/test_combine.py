@@ -183,9 +183,13 @@ def test_score_table_of_files_of_unequal_length_and_rate(folders, tmp_path):
     assert table.scores[quality][0] == pytest.approx(alone, abs=1e-3)  # 16-bit file
     lines = str(table).splitlines()
     assert lines[0].split()[0] == "clip"
-    assert lines[0].split()[-1] == "total"
+    assert lines[0].endswith(f"total = {adherence} + 0.5*{quality}")
     assert lines[2].startswith(str(paths[1]))
     assert set(score_clips(adherence, ["pop", "jazz"], paths).scores) == {adherence}
+    halved = score_clips(f"0.5*{adherence}", "pop", paths)
+    assert halved.scores[adherence] == table.scores[adherence]  # the column of a reward is its own score
+    assert halved.scores["total"] == pytest.approx([0.5 * score for score in table.scores[adherence]])
+    assert f"total = 0.5*{adherence}" in str(halved)
 
 
 def test_score_clips_refuses_what_it_cannot_score(folders, tmp_path):

@@ -157,6 +157,24 @@ def test_there_is_a_configuration_for_each_training_job():
     assert {"reward", "dpo", "ppo", "rloo", "grpo"} <= {job_of(path) for path in JOB_CONFIGS}
 
 
+def test_what_a_configuration_reads_is_made_by_another_or_by_the_readme():
+    content = {path.name: yaml.safe_load(path.read_text()) for path in JOB_CONFIGS}
+    made = {job["output_dir"] for job in content.values()}
+    made |= {found for line in shell_lines(README) for found in re.findall(r"--out(?:put_dir)? (runs/\S+)", line)}
+    read = {
+        (name, found)
+        for name, job in content.items()
+        for key, value in job.items()
+        if key != "output_dir"
+        for found in re.findall(r"runs/[\w-]+", str(value))
+    }
+    assert len(read) > 5
+    assert not {(name, found) for name, found in read if found not in made}
+    files = {path for job in content.values() for path in (job.get("prompts"), job.get("eval_prompts")) if path}
+    assert files
+    assert not [path for path in files if not (ROOT / path).is_file()]
+
+
 # -- examples ----------------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +222,8 @@ def test_there_are_pages_with_links():
 
 def shell_lines(page: Path) -> list[str]:
     """Commands in the page's shell blocks, with lines that end in a backslash put together."""
-    blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", page.read_text(), re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = [content for language, content in fenced if language in ("bash", "sh", "shell", "console", "")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip().removeprefix("$ ") for line in lines]
 

@@ -101,7 +101,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     generate.set_defaults(run=_generate)
 
-    score = commands.add_parser("score", help="what rewards say of clips")
+    score = commands.add_parser(
+        "score", help="what rewards say of clips: a column for each reward, and their weighted sum"
+    )
     score.add_argument("clips", nargs="+", type=Path, help="audio files")
     score.add_argument("--reward", action="append", required=True, help=_REWARD_HELP)
     score.add_argument("--prompt", required=True, help="what the clips were asked to be")

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from pickle import UnpicklingError
+from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
 from .audio import atomic_path
+from .places import find_model
 
 _RENAMES = [
     (r"^(encoder|decoder)\.model\.", r"\1.layers."),
@@ -69,7 +71,7 @@ def convert_encodec_checkpoint(source: str | Path, output_dir: str | Path, confi
     Raises:
         ValueError: an unknown `source`, a file that is no whole safetensors file, weights that do not fit `config`, or
             a `config` that is missing or too much.
-        urllib.error.URLError: no connection to the publisher.
+        ConnectionError: the publisher was not reached; names the address, and the place where the file can be put.
 
     Example:
         >>> convert_encodec_checkpoint("encodec_24khz", "codec")  # doctest: +SKIP
@@ -84,7 +86,10 @@ def convert_encodec_checkpoint(source: str | Path, output_dir: str | Path, confi
         if config is None:
             raise ValueError("`config` is missing: name an EncodecConfig JSON file, or a codec of the same shape.")
         is_file = Path(config).is_file()
-        codec_config = EncodecConfig.from_json_file(config) if is_file else EncodecConfig.from_pretrained(str(config))
+        if is_file:
+            codec_config = EncodecConfig.from_json_file(config)
+        else:
+            codec_config = EncodecConfig.from_pretrained(find_model(config, "encodec", "config"))
     model = EncodecModel(codec_config)
     # Not strict, so that the message below says which.
     problem = model.load_state_dict(convert_encodec_state_dict(state), strict=False)
@@ -107,14 +112,19 @@ def convert_encodec_checkpoint(source: str | Path, output_dir: str | Path, confi
 def _published_weights(file_name: str) -> dict[str, Tensor]:
     from encodec.model import ROOT_URL
 
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     try:
         # The published file is a pickle; `weights_only` builds tensors from it and runs nothing.
         return torch.hub.load_state_dict_from_url(
             ROOT_URL + file_name, map_location="cpu", check_hash=True, weights_only=True
         )
     except UnpicklingError:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
         raise ValueError(f"`source`: {cached} holds more than tensors; delete it, and it is fetched again.") from None
+    except (URLError, ConnectionError, TimeoutError) as error:
+        raise ConnectionError(
+            f"`source`: {ROOT_URL + file_name} could not be fetched ({error}): check the network, or fetch it elsewhere and "
+            f"put it at {cached}."
+        ) from None
 
 
 def _own_weights(path: Path) -> dict[str, Tensor]:

@@ -16,14 +16,17 @@ class ScoreTable:
 
     Attributes:
         paths: one a row.
-        scores: name of a reward -> one score a row; with several rewards also "total", their weighted sum.
+        scores: name of a reward -> one score a row, without its weight; where there are several, or a weight, also
+            "total", the weighted sum.
+        total: that sum as a formula, such as "0.5*adherence + 0.5*quality".
     """
 
     paths: list[str]
     scores: dict[str, list[float]]
+    total: str = ""
 
     def __str__(self) -> str:
-        header = ["clip", *self.scores]
+        header = ["clip", *(f"total = {self.total}" if name == "total" else name for name in self.scores)]
         rows = [
             [path, *(f"{column[row]:.4f}" for column in self.scores.values())] for row, path in enumerate(self.paths)
         ]
@@ -62,7 +65,7 @@ def score_clips(specs: Sequence[str] | str, prompt: str | Sequence[str], paths: 
         raise FileNotFoundError(f"`paths`: there is no file {', '.join(missing)}; give audio files that exist.")
     reward = load()
     scores: dict[str, list[float]] = {name: [] for name in reward.rewards}
-    if len(reward.rewards) > 1:
+    if len(reward.rewards) > 1 or set(reward.weights.values()) != {1.0}:
         scores["total"] = []
     for text, path in tqdm(list(zip(prompts, paths)), desc="scoring clips", unit="clip", leave=False):
         audio, sampling_rate = read_audio(path)
@@ -71,4 +74,5 @@ def score_clips(specs: Sequence[str] | str, prompt: str | Sequence[str], paths: 
             scores[name].append(score.item())
         if "total" in scores:
             scores["total"].append(reward.combine(components).item())
-    return ScoreTable([str(path) for path in paths], scores)
+    terms = [name if weight == 1 else f"{weight:g}*{name}" for name, weight in reward.weights.items()]
+    return ScoreTable([str(path) for path in paths], scores, " + ".join(terms))
