@@ -6,7 +6,7 @@
 
 Each clip is rated by simulated listeners: rules on the waveform, not people. `--votes` counts votes of people instead, from a
 CSV with `system_a`, `system_b` and `preference`. `--tiny` compares the bundled generator with a copy whose weights were
-disturbed: a control that should lose.
+disturbed. Four prompts and one clip each show how a comparison runs; they are too few to tell which of the two is better.
 """
 
 import argparse

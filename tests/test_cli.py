@@ -110,6 +110,29 @@ def test_evaluate_tells_a_wrong_name_before_it_samples(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_training_says_one_short_line_for_each_log(model, tmp_path):
+    """In a process of its own, as a user starts it: what libraries say besides would stand there too."""
+    (tmp_path / "prompts.txt").write_text("slow air\nfast reel\n")
+    words = ["rloo", "--model", model, "--prompts", "prompts.txt", "--reward", "test_cli:loudness_reward"]
+    words += ["--output_dir", "out", "--max_steps", "2", "--logging_steps", "1", "--duration_s", "0.2"]
+    words += ["--per_device_train_batch_size", "4", "--num_generations", "2"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-m", "musicrl_hf.cli", *words]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    lines = [line for line in run.stdout.splitlines() if line.strip()]
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["step 1 of 2", "step 2 of 2", "step 2 of 2"]
+    assert re.fullmatch(
+        r"step 1 of 2: loss [-\d.e]+, reward [-\d.e]+, kl [-\d.e]+, .*learning_rate [-\d.e]+", lines[0]
+    ), lines
+    assert lines[-1] == "Wrote out"
+    for noise in ("Warning", "PAD/BOS/EOS", "Loading weights", "Writing model shards", "{"):
+        assert noise not in run.stderr + run.stdout
+
+
 def test_score_prints_each_reward_and_the_users_own_function(model, tmp_path, capsys, monkeypatch):
     write_audio(tmp_path / "loud.wav", torch.full((1, 400), 0.5), 400)
     write_audio(tmp_path / "soft.wav", torch.full((1, 400), 0.1), 400)

@@ -4,9 +4,10 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from ._environment import environment_problem
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.command not in JOBS:
         commands[arguments.command].error(_unknown(rest, commands[arguments.command]))
     try:
+        _hide_weight_bars()
         if arguments.command in JOBS:
             _run_job(arguments, words[words.index(arguments.command) + 1 :])
         else:
@@ -63,6 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"musicrl: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _hide_weight_bars() -> None:
+    """No progress bars for weights that are read and written in a moment; those of downloads stay."""
+    from transformers.utils import logging
+
+    def hook(bar: Callable[..., Any], args: tuple, options: dict) -> Any:
+        hidden = options.get("desc") in ("Loading weights", "Writing model shards")
+        return bar(*args, **options | ({"disable": True} if hidden else {}))
+
+    logging.set_tqdm_hook(hook)
 
 
 def _unknown(rest: Sequence[str], command: argparse.ArgumentParser) -> str:

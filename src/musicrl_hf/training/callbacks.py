@@ -7,10 +7,46 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..audio import atomic_path, write_audio
 from ..generator import MusicRLForConditionalGeneration
+
+# what a line on the terminal shows of what a trainer logs, in this order; metrics.jsonl has everything
+SHOWN = (
+    *(
+        "loss",
+        "reward",
+        "kl",
+        "entropy",
+        "accuracy",
+        "margin",
+        "rewards/accuracies",
+        "rewards/margins",
+        "learning_rate",
+    ),
+    *("eval_loss", "eval_reward", "eval_kl", "eval_rewards/accuracies", "eval_rewards/margins"),
+    *("train_loss", "train_runtime"),
+)
+
+
+class ShortProgress(ProgressCallback):
+    """The stock progress bar, with one short line in the place of all that is logged."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        values = logs or {}
+        shown = [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
+        if shown and state.is_world_process_zero:
+            write = print if self.training_bar is None else self.training_bar.write
+            write(f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}")
+
+    @staticmethod
+    def shorten(trainer: Trainer) -> None:
+        """Put it in the place of the trainer's own; a trainer that shows no bar is left as it is."""
+        if trainer.pop_callback(ProgressCallback) is not None:
+            trainer.add_callback(ShortProgress())
 
 
 class SampleWriter(TrainerCallback):

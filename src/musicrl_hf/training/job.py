@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
 from ..records import Record, write_record
-from .callbacks import MetricsWriter
+from .callbacks import MetricsWriter, ShortProgress
 from .ppo_policy import LORA_TARGETS
 
 
@@ -144,6 +144,7 @@ def run_trainer(
     """
     started = time.monotonic()
     trainer.add_callback(MetricsWriter())
+    ShortProgress.shorten(trainer)
     trainer.train(resume_from_checkpoint=job.checkpoint())
     trainer.save_model(job.output_dir)
     evaluated = trainer.evaluate() if evaluate else {}

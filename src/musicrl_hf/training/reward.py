@@ -30,7 +30,7 @@ from ..records import write_record
 from ..rewards.clap import load_clap
 from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
-from .callbacks import MetricsWriter
+from .callbacks import MetricsWriter, ShortProgress
 from .job import find_checkpoint, option, run_record
 from .seam import PlainOutputs
 from .sequences import ClipSequences
@@ -268,7 +268,7 @@ def accuracy_line(report: dict[str, Any]) -> str:
     """What `accuracy_report` found, in one line."""
     low, high = report["chance_interval"]
     return (
-        f"Accuracy on {report['n_pairs']} held-out pairs: {report['accuracy']:.1%} (in 95 % of cases a coin gets between "
+        f"Accuracy on {report['n_pairs']} held-out pair{'' if report['n_pairs'] == 1 else 's'}: {report['accuracy']:.1%} (in 95 % of cases a coin gets between "
         f"{low:.1%} and {high:.1%} of them right)"
     )
 
@@ -318,6 +318,7 @@ def run_reward(job: RewardJob) -> Path:
         callbacks=[MetricsWriter()],
         peft_config=_lora(job) if job.lora_r else None,
     )
+    ShortProgress.shorten(trainer)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     margins = held_out_margins(trainer, test)
     if job.lora_r:

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,19 @@ from transformers import MusicgenForConditionalGeneration, TrainingArguments
 
 from ..flat import FlatMusicRLForCausalLM, FlatTokenizer
 from ..generator import MusicRLForConditionalGeneration, load_generator
+
+# TRL asks for it under its old name at every step; the model has no say in that.
+warnings.filterwarnings("ignore", message=".?is_gradient_checkpointing.? is deprecated", category=FutureWarning)
+
+
+class _FlatTokenIds(logging.Filter):
+    """Drops transformers' message that the model took over the tokenizer's ids: those of the flat view, undone on saving."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "has new PAD/BOS/EOS tokens" not in record.getMessage()
+
+
+logging.getLogger("transformers.trainer_utils").addFilter(_FlatTokenIds())
 
 
 @contextmanager
