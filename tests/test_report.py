@@ -130,11 +130,30 @@ def test_the_page_stands_alone_and_escapes_what_users_wrote(study):
     assert "width=device-width" in str(page.all("meta"))
     assert len(page.all("audio")) == 3 * 2, "three prompts are played, by two models"
     assert all(player["aria-label"] for player in page.all("audio"))
-    assert len(page.all("caption")) == len(page.all("table"))
+    assert len(page.all("table")) == 4
+    assert all(table["aria-label"] for table in page.all("table"))
+    assert len(page.all("figcaption")) == 4 + 2 + 3 * 2, "a caption for each table, plot and player"
+    assert "2 clips of 1 s each, 3 ratings a clip. This page plays the first of the 2 clips." in "".join(page.text)
+    assert {cell["data-head"] for cell in page.all("td") if "data-head" in cell} == {
+        "Win / tie / loss %",
+        "Win rate",
+        "Comparisons",
+        "Wilcoxon p",
+    }
     assert len({attrs["id"] for _, attrs in page.tags if "id" in attrs}) == len(page.all("h2"))
     assert "simulated" in "".join(page.text)
     first = base64.b64decode(addresses[0].partition(",")[2])
     assert first == (out / "clips" / "base" / "0000.flac").read_bytes()
+
+
+@pytest.mark.parametrize(("prompts", "warned"), [(9, True), (10, False)])
+def test_few_prompts_are_warned_of_on_the_page_and_in_the_terminal(tmp_path, capsys, prompts, warned):
+    rows = [f"p{n},x,y,{'ab'[n % 2]}" for n in range(prompts)]
+    (tmp_path / "votes.csv").write_text("\n".join(["prompt,system_a,system_b,preference", *rows]) + "\n")
+    page = run_evaluate(EvaluateJob(votes=str(tmp_path / "votes.csv"), out=str(tmp_path / "out")))
+    printed = capsys.readouterr().out
+    assert printed.startswith("Warning: 9 prompts: too few to tell systems apart.") is warned
+    assert ("too few to tell systems apart" in page.read_text()) is warned
 
 
 def test_one_model_is_measured_but_not_compared(tmp_path):

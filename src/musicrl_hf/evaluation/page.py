@@ -7,6 +7,8 @@ from string import Template
 from typing import Any
 
 Row = Mapping[str, Any]
+FEW_PROMPTS = 10  # below it, an interval over prompts says little
+_PAIR_HEADS = ("Win / tie / loss %", "Win rate", "Comparisons", "Wilcoxon p")
 
 
 def render_page(result: Mapping[str, Any], players: Sequence[Row] = ()) -> str:
@@ -35,21 +37,34 @@ def render_page(result: Mapping[str, Any], players: Sequence[Row] = ()) -> str:
     return page.substitute(title=escape(title), body="\n".join(part for part in body if part))
 
 
+def few_prompts(result: Mapping[str, Any]) -> str:
+    """A sentence of warning where the comparison rests on too few prompts, else ""."""
+    if result["prompts"] >= FEW_PROMPTS:
+        return ""
+    return (
+        f"{_count(result['prompts'], 'prompt')}: too few to tell systems apart. Intervals are drawn over prompts, and with "
+        f"fewer than {FEW_PROMPTS} they are wide, or too narrow to be trusted."
+    )
+
+
 def _section(title: str, content: str) -> str:
     name = title.lower().replace(" ", "-")
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{content}</section>'
 
 
 def _summary(result: Mapping[str, Any]) -> str:
+    few = f'<p class="notice"><strong>{escape(few_prompts(result))}</strong></p>' if few_prompts(result) else ""
     if result["kind"] == "votes":
         text = f"{_count(result['votes'], 'vote')} on {_count(result['prompts'], 'prompt')} between "
-        return f'<p class="lede">{text}{len(result["models"])} systems.</p>'
+        return f'<p class="lede">{text}{len(result["models"])} systems.</p>{few}'
     raters = result["raters"]
     text = (
         f"{_count(len(result['models']), 'generator')} on the same {_count(result['prompts'], 'prompt')}, "
         f"{_count(raters['clips_per_prompt'], 'clip')} of {result['settings']['duration_s']:g} s each, "
         f"{_count(raters['per_clip'], 'rating')} a clip."
     )
+    if raters["clips_per_prompt"] > 1:
+        text += f" This page plays the first of the {raters['clips_per_prompt']} clips."
     warning = ""
     if raters["simulated"]:
         warning = (
@@ -57,7 +72,7 @@ def _summary(result: Mapping[str, Any]) -> str:
             f"({escape(raters['simulated'])}): rules on the waveform and the prompt, not people. The page shows whether "
             "their taste was learned; it does not show what people would prefer.</p>"
         )
-    return f'<p class="lede">{text}</p>{warning}'
+    return f'<p class="lede">{text}</p>{few}{warning}'
 
 
 def _matrix(result: Mapping[str, Any]) -> str:
@@ -94,15 +109,17 @@ def _pairs(result: Mapping[str, Any]) -> str:
         total = rate["wins"] + rate["ties"] + rate["losses"]
         shares = " / ".join(f"{100 * rate[name] / total:.0f}" for name in ("wins", "ties", "losses"))
         value = "–" if rate["win_rate"] is None else f"{_percent(rate['win_rate'])} ({_percent_range(rate)})"
-        cells = f"<td>{shares}</td><td>{value}</td><td>{total}</td>"
+        cells = [shares, value, str(total)]
         if "wilcoxon_p" in rate:
-            cells += f"<td>{_p_value(rate['wilcoxon_p'])}</td>"
-        rows.append(f'<tr><th scope="row">{escape(rate["model"])} – {escape(rate["against"])}</th>{cells}</tr>')
-    head = '<th scope="col">Pair</th><th scope="col">Win / tie / loss %</th><th scope="col">Win rate</th>'
-    head += '<th scope="col">Comparisons</th>'
-    if any("wilcoxon_p" in rate for rate in result["win_rates"]):
-        head += '<th scope="col">Wilcoxon p</th>'
-    table = _table("The first model of each pair against the second", head, rows)
+            cells.append(_p_value(rate["wilcoxon_p"]))
+        # On a phone each pair becomes a list, and each cell brings its head along.
+        cells = [f'<td data-head="{head}">{cell}</td>' for head, cell in zip(_PAIR_HEADS, cells)]
+        rows.append(
+            f'<tr><th scope="row">{escape(rate["model"])} – {escape(rate["against"])}</th>{"".join(cells)}</tr>'
+        )
+    shown = _PAIR_HEADS if any("wilcoxon_p" in rate for rate in result["win_rates"]) else _PAIR_HEADS[:-1]
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Pair", *shown))
+    table = _table("The first model of each pair against the second", head, rows, "pairs")
     if len(rows) <= 10:
         return table
     return f"<details><summary>All {len(rows)} pairs</summary>{table}</details>"
@@ -221,10 +238,12 @@ def _dot_plot(
 
 
 def _table(caption: str, head: str, rows: Sequence[str], kind: str = "") -> str:
-    # A region that takes focus: a table that is wider than a phone has to scroll by keyboard too.
+    # The caption stands above the table: inside, it would be as narrow as the table is. The region around the table takes
+    # focus, for one that is wider than a phone has to scroll by keyboard too.
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table class="{kind}">'
-        f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<figure class="table"><figcaption>{caption}</figcaption>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table class="{kind}" aria-label="{caption}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></figure>"
     )
 
 

@@ -25,7 +25,7 @@ from ..preferences.schema import Vote, normalise_prompt, read_prompts
 from ..rewards import Reward, check_scores
 from ..rewards.combine import find_reward
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
-from .page import render_page
+from .page import few_prompts, render_page
 from .win_rates import (
     MeanScore,
     Rating,
@@ -95,14 +95,18 @@ def run_evaluate(job: EvaluateJob) -> Path:
     """Run an evaluation and return the path of its page."""
     out = Path(job.out)
     check_output(out, "an evaluation", "out")
-    if job.votes is not None:
-        evaluate_votes(job.votes, out, seed=job.seed)
-        return out / PAGE_FILE
+    result = _evaluate(job, out) if job.votes is None else evaluate_votes(job.votes, out, seed=job.seed)
+    if few_prompts(result):
+        print(f"Warning: {few_prompts(result)}")
+    return out / PAGE_FILE
+
+
+def _evaluate(job: EvaluateJob, out: Path) -> dict[str, Any]:
     models = label_models(job.models)
     for name in models.values():
         find_model(name, "musicgen", "models")
     rewards = {_reward_label(spec): find_reward(spec) for spec in job.rewards}
-    evaluate_models(
+    return evaluate_models(
         models,
         read_prompts(job.prompts or ""),
         out,
@@ -118,7 +122,6 @@ def run_evaluate(job: EvaluateJob) -> Path:
         players=job.players,
         seed=job.seed,
     )
-    return out / PAGE_FILE
 
 
 def evaluate_models(
