@@ -207,7 +207,7 @@ def test_everything_wrong_is_told_at_once():
 
 
 def test_a_licence_is_asked_for_where_none_is_known(folders):
-    with pytest.raises(ValueError, match="give one of apache-2.0"):
+    with pytest.raises(ValueError, match="give one of apache-2.0.*, as --license NAME"):
         model_card(folders / "generator", "me/tuned")
 
 

@@ -90,9 +90,7 @@ def choose_licence(given: str | None, inherited: str | None, what: str) -> str:
     """
     licence = given or inherited
     if licence is None:
-        raise ValueError(
-            f"license is not known for {what}: give one, as in --license cc-by-4.0, of {', '.join(LICENCES)}."
-        )
+        raise ValueError(f"license is not known for {what}: give one of {', '.join(LICENCES)}, as --license NAME.")
     if licence not in LICENCES:
         raise ValueError(f"license={licence!r} is not known here: give one of {', '.join(LICENCES)}.")
     share_alike = inherited is not None and "-sa-" in inherited
