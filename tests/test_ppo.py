@@ -192,6 +192,17 @@ def test_clips_and_scores_follow_one_distribution(tmp_path):
     assert clips["old_logprobs"].shape == (4, 4 + 4 - 1)
 
 
+def test_by_default_the_clips_reward_reaches_its_first_decoder_step(tmp_path):
+    """One reward, at the end: a lambda below 1 would leave all but the last steps of a clip without a teacher."""
+    trainer = MusicPPOTrainer(
+        readable_generator(), even_codes, config(tmp_path, objective="ppo", kl_coef=0.0, duration_s=1.0), PROMPTS
+    )
+    clips = trainer.rollout(PROMPTS)
+    left = clips["scores"][:, None] - clips["old_values"]
+    assert clips["scores"].std() > 0
+    assert_close(clips["advantages"], (left - left.mean()) / left.std(unbiased=False), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("objective", "lora", "bf16"),
     [

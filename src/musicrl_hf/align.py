@@ -32,6 +32,9 @@ class AlignJob:
     model: str = _option("musicrl-tiny", "generator to align: bundled name, folder or Hub id")
     adherence: str = _option("adherence", "reward for text adherence, as `musicrl score --reward` takes it")
     quality: str = _option("quality", "reward for acoustic quality, as `musicrl score --reward` takes it")
+    preference_clap: str | None = _option(
+        None, "CLAP model on whose frozen vectors the preference reward is learned; empty for the bundled one"
+    )
     prompts: str | None = _option(
         None, "text file, one prompt a line, to collect and tune on; empty for the bundled ones"
     )
@@ -43,7 +46,7 @@ class AlignJob:
         12, "other simulated listeners, whose votes nothing is trained on, for the comparison (at least 6)"
     )
     pairs_per_prompt: int = _option(2, "pairs that are voted on for each prompt")
-    reward_steps: int = _option(60, "optimiser steps of the preference reward")
+    reward_steps: int = _option(100, "optimiser steps of the preference reward")
     dpo_steps: int = _option(60, "optimiser steps of DPO on the votes")
     ppo_steps: int = _option(20, "optimiser steps of each of the two PPO runs")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
@@ -106,8 +109,9 @@ def run_align(job: AlignJob) -> Path:
         "max_steps": job.ppo_steps,
         "per_device_train_batch_size": job.ppo_batch_size,
         "learning_rate": 1e-4,
+        "kl_coef": 0.002,
         "seed": job.seed,
-        "logging_steps": 5,
+        "logging_steps": 4,
     }
 
     stages.run(
@@ -120,9 +124,12 @@ def run_align(job: AlignJob) -> Path:
             RewardJob(
                 preferences=str(out / "votes"),
                 output_dir=str(out / "preference"),
-                model=job.model,
+                backbone="clap",
+                model=job.preference_clap,
+                head_dropout=0.5,
+                weight_decay=1.0,
+                learning_rate=3e-4,
                 max_steps=job.reward_steps,
-                per_device_train_batch_size=8,
                 test_share=0.15,
                 seed=job.seed,
             )
@@ -149,7 +156,8 @@ def run_align(job: AlignJob) -> Path:
                 preferences=str(out / "votes"),
                 output_dir=str(out / "dpo"),
                 max_steps=job.dpo_steps,
-                learning_rate=1e-4,
+                learning_rate=1e-3,
+                lora_r=8,
                 beta=0.03,
                 seed=job.seed,
             )
