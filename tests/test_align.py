@@ -44,21 +44,20 @@ def test_the_loop_end_to_end(tmp_path, capsys):
         listeners=3,
         panel=6,
         reward_steps=2,
-        dpo_steps=2,
         ppo_steps=2,
         ppo_batch_size=2,
     )
     out = run_align(job)
     printed = capsys.readouterr().out
     result = json.loads((out / "evaluation" / "results.json").read_text())
-    assert result["models"] == ["base", "r", "dpo", "ru"]
+    assert result["models"] == ["base", "r", "u", "ru"]
     assert result["prompts"] == 3
     assert (out / "table.txt").read_text().strip() in printed
     assert "simulated listeners" in printed
     assert "Nobody listened" in printed
     assert "<audio" in (out / "evaluation" / "index.html").read_text()
     base = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "model").state_dict()
-    for name in ("r", "dpo", "ru"):
+    for name in ("r", "u", "ru"):
         tuned = MusicgenForConditionalGeneration.from_pretrained(out / name).state_dict()
         assert tuned.keys() == base.keys()
         assert any(not torch.equal(tuned[key], base[key]) for key in base if key.startswith("decoder."))

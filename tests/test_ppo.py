@@ -248,7 +248,7 @@ def test_a_batch_of_two_equals_two_accumulation_steps_of_one(tmp_path, objective
 @pytest.mark.parametrize("whiten", [False, True])
 def test_the_kl_in_the_loss_is_scaled_as_the_advantages_are(tmp_path, whiten):
     """Otherwise kl_coef would no longer be the price of a nat in units of the reward."""
-    args = config(tmp_path, objective="ppo", kl_coef=0.1, whiten_rewards=whiten)
+    args = config(tmp_path, objective="ppo", kl_coef=0.1, lam=0.95, whiten_rewards=whiten)
     trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS, ref_model=tiny_generator(seed=3))
     clips = trainer.rollout(PROMPTS)
     with torch.no_grad():

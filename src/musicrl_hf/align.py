@@ -47,8 +47,7 @@ class AlignJob:
     )
     pairs_per_prompt: int = _option(2, "pairs that are voted on for each prompt")
     reward_steps: int = _option(100, "optimiser steps of the preference reward")
-    dpo_steps: int = _option(60, "optimiser steps of DPO on the votes")
-    ppo_steps: int = _option(20, "optimiser steps of each of the two PPO runs")
+    ppo_steps: int = _option(20, "optimiser steps of each of the three PPO runs")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
     seed: int = _option(0, "of everything")
 
@@ -57,7 +56,7 @@ class AlignJob:
         for name, number in least.items():
             if vars(self)[name] < number:
                 raise ValueError(f"`{name}` must be at least {number}, got {vars(self)[name]!r}.")
-        for name in ("reward_steps", "dpo_steps", "ppo_steps"):
+        for name in ("reward_steps", "ppo_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1 optimiser step, got {getattr(self, name)!r}.")
         if not 0 < self.duration_s <= MAX_DURATION_S:
@@ -81,17 +80,16 @@ def recipe_file(name_or_path: str) -> Path:
 def run_align(job: AlignJob) -> Path:
     """Run the loop and print its table.
 
-    Systems, named as in MusicRL: `base`; `r`, PPO on adherence and quality; `dpo`, DPO on the votes themselves; `ru`,
-    PPO on the preference reward that was learned from the votes, starting from `r` and anchored to it.
+    Systems, named as in MusicRL: `base`; `r`, PPO on adherence and quality; `u`, PPO on the preference reward that was
+    learned from the votes; `ru`, the same, starting from `r` and anchored to it.
 
     Returns:
-        The folder: votes/, preference/, r/, dpo/, ru/, evaluation/ (page, clips, JSON) and result.json.
+        The folder: votes/, preference/, r/, u/, ru/, evaluation/ (page, clips, JSON) and result.json.
 
     Raises:
         ValueError: a setting out of range, an unknown model or reward, an empty prompt file.
     """
     from .evaluation.report import EvaluateJob, run_evaluate
-    from .training.dpo import DPOJob, run_dpo
     from .training.ppo import PPOJob, run_ppo
     from .training.reward import RewardJob, run_reward
 
@@ -103,16 +101,25 @@ def run_align(job: AlignJob) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     prompts, heldout = _write_prompts(job, out)
     stages = _Stages(out, total=6)
-    ppo: dict[str, Any] = {
-        "prompts": str(prompts),
-        "duration_s": job.duration_s,
-        "max_steps": job.ppo_steps,
-        "per_device_train_batch_size": job.ppo_batch_size,
-        "learning_rate": 1e-4,
-        "kl_coef": 0.002,
-        "seed": job.seed,
-        "logging_steps": 4,
-    }
+    preference = f"preference:{out / 'preference'}"
+
+    def tune(name: str, start: str, reward: list[str], kl_coef: float) -> None:
+        run_ppo(
+            PPOJob(
+                model=start,
+                ref_model=start,
+                reward=reward,
+                output_dir=str(out / name),
+                prompts=str(prompts),
+                duration_s=job.duration_s,
+                max_steps=job.ppo_steps,
+                per_device_train_batch_size=job.ppo_batch_size,
+                learning_rate=1e-4,
+                kl_coef=kl_coef,
+                seed=job.seed,
+                logging_steps=4,
+            )
+        )
 
     stages.run(
         "votes", "simulated listeners choose between two clips of the generator", lambda: _collect(job, out, prompts)
@@ -135,57 +142,25 @@ def run_align(job: AlignJob) -> Path:
             )
         ),
     )
-    stages.run(
-        "r",
-        "PPO on adherence and quality",
-        lambda: run_ppo(
-            PPOJob(
-                model=job.model,
-                reward=[f"0.5*{job.adherence}", f"0.5*{job.quality}"],
-                output_dir=str(out / "r"),
-                **ppo,
-            )
-        ),
-    )
-    stages.run(
-        "dpo",
-        "DPO on the votes",
-        lambda: run_dpo(
-            DPOJob(
-                model=job.model,
-                preferences=str(out / "votes"),
-                output_dir=str(out / "dpo"),
-                max_steps=job.dpo_steps,
-                learning_rate=1e-3,
-                lora_r=8,
-                beta=0.03,
-                seed=job.seed,
-            )
-        ),
-    )
+    # The costs of a nat follow the rewards' spread: about .07 for adherence and quality, .4 for the preference reward.
+    adherence_and_quality = [f"0.5*{job.adherence}", f"0.5*{job.quality}"]
+    stages.run("r", "PPO on adherence and quality", lambda: tune("r", job.model, adherence_and_quality, 0.002))
+    stages.run("u", "PPO on the learned preference reward", lambda: tune("u", job.model, [preference], 0.01))
     stages.run(
         "ru",
         "PPO on the learned preference reward, from r and anchored to r",
-        lambda: run_ppo(
-            PPOJob(
-                model=str(out / "r"),
-                ref_model=str(out / "r"),
-                reward=[f"preference:{out / 'preference'}"],
-                output_dir=str(out / "ru"),
-                **ppo,
-            )
-        ),
+        lambda: tune("ru", str(out / "r"), [preference], 0.01),
     )
     stages.run(
         "evaluation",
         "other simulated listeners compare the four generators blind, on prompts kept out",
         lambda: run_evaluate(
             EvaluateJob(
-                models=[f"base={job.model}", *(f"{name}={out / name}" for name in ("r", "dpo", "ru"))],
+                models=[f"base={job.model}", *(f"{name}={out / name}" for name in ("r", "u", "ru"))],
                 prompts=str(heldout),
                 out=str(out / "evaluation"),
                 listeners=job.panel,
-                rewards=[job.adherence, job.quality, f"preference:{out / 'preference'}"],
+                rewards=[job.adherence, job.quality, preference],
                 duration_s=job.duration_s,
                 batch_size=32,
                 seed=job.seed + 1,
