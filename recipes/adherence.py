@@ -214,7 +214,7 @@ def main() -> None:
         part.save_pretrained(aside)
     results["bytes"] = move_files(aside, args.checkpoints / "musicrl-tiny-adherence")
     say(str(results))
-    record("adherence", results)
+    record(args, "adherence", results)
     write_json(finished, results)
 
 

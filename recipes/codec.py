@@ -325,7 +325,7 @@ def main() -> None:
     results |= {"bandwidth_kbps": BANDWIDTH, "network_parameters": size, "parity_with_encodec_package": parity}
     results |= {"steps": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}
     say(str(results))
-    record("codec", results)
+    record(args, "codec", results)
     write_json(finished, results)
 
 

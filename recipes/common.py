@@ -7,6 +7,7 @@ import random
 import shlex
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +18,33 @@ SAMPLING_RATE = 16_000  # Hz
 CLIP_S = 10  # seconds
 FRAME_RATE = 50  # codec frames per second
 N_CODEBOOKS = 4
-CODEBOOK_SIZE = 512
-RECIPES = Path(__file__).resolve().parent
-CHECKPOINTS = RECIPES.parent / "src" / "musicrl_hf" / "checkpoints"
+CODEBOOK_SIZE = 1024
+TINY_MINUTES = 0.25  # of training a stage, with --tiny
+PACKAGES = ("torch", "transformers", "encodec", "numpy", "scipy", "music21", "pretty_midi", "tinysoundfont")
 
 
 def stage_arguments(description: str, minutes: float | None = None) -> argparse.ArgumentParser:
     """Command line of one stage: the work folder, threads, seed and, where it trains, its budget in minutes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for data and checkpoints")
-    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where bundled folders are written")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="run again although the stage is finished")
+    parser.add_argument("--tiny", action="store_true", help="little data and seconds of training: shows that it runs")
     if minutes is not None:
-        parser.add_argument("--minutes", type=float, default=minutes, help="training time, over all restarts (min)")
+        parser.add_argument(
+            "--minutes", type=float, help=f"training time, over all restarts (min; default {minutes:g})"
+        )
+        parser.set_defaults(default_minutes=minutes)
     return parser
 
 
 def start(args: argparse.Namespace) -> None:
-    """Create the work folder, set the threads and seed every generator."""
+    """Create the work folder, fill in the budget, set the threads and seed every generator."""
     args.work.mkdir(parents=True, exist_ok=True)
+    args.checkpoints, args.results = args.work / "checkpoints", args.work / "results"
+    if "default_minutes" in args and args.minutes is None:
+        args.minutes = TINY_MINUTES if args.tiny else args.default_minutes
     torch.set_num_threads(args.threads)
     random.seed(args.seed)
     np.random.seed(args.seed)
@@ -113,22 +120,32 @@ def load_training_state(folder: Path, model: torch.nn.Module, optimizer: torch.o
     return read_json(folder / "progress.json")
 
 
-def record(name: str, results: dict) -> None:
-    """Keep what was measured in recipes/results/NAME.json, with the command, the machine and the versions."""
-    import transformers
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on, as far as it is installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # the later stages run without what plays the clips
+    return found
 
+
+def record(args: argparse.Namespace, name: str, results: dict) -> None:
+    """Keep what was measured in WORK/results/NAME.json, with the command, seed, machine and versions."""
     words = sys.argv[1:]
     if "--work" in words:
         words[words.index("--work") + 1] = "build/tiny"  # whose folder it was does not matter
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     write_json(
-        RECIPES / "results" / f"{name}.json",
+        args.results / f"{name}.json",
         results
         | {
             "command": "python recipes/" + shlex.join([Path(sys.argv[0]).name, *words]),
+            "seed": args.seed,
             "date": time.strftime("%Y-%m-%d"),
             "hardware": f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores used, no GPU",
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "versions": versions(),
         },
     )

@@ -237,7 +237,7 @@ def main() -> None:
     results["parameters"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     results["bytes"] = export(model, args.checkpoints / "musicrl-tiny")
     say(str({name: value for name, value in results.items() if name != "log"}))
-    record("generator", results)
+    record(args, "generator", results)
     write_json(finished, results)
 
 

@@ -95,7 +95,7 @@ def main() -> None:
     results["silent_clips"] = int((audio.pow(2).mean(1) < 1e-5).sum())
     results["clipped_clips"] = int(((audio.abs() > 0.999).float().mean(1) > 1e-3).sum())
     say(str(results))
-    record("listen", results)
+    record(args, "listen", results)
 
 
 if __name__ == "__main__":

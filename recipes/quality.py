@@ -166,7 +166,7 @@ def main() -> None:
     model.save_pretrained(aside)
     results["bytes"] = move_files(aside, args.checkpoints / "musicrl-tiny-quality")
     say(str(results))
-    record("quality", results)
+    record(args, "quality", results)
     write_json(finished, results)
 
 

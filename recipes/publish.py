@@ -1,0 +1,46 @@
+"""Take the finished files of a work folder into the package: checkpoints, and what was measured.
+
+    python recipes/publish.py --work build/tiny
+    python model_cards/build.py
+
+Apart from the stages, so that a trial run never changes what the package ships.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parent
+CHECKPOINTS = RECIPES.parent / "src" / "musicrl_hf" / "checkpoints"
+MODELS = ("musicrl-tiny", "musicrl-tiny-adherence", "musicrl-tiny-quality")
+
+
+def copy_files(source: Path, target: Path) -> int:
+    """Copy the files of a folder aside and rename them, the weights first; bytes copied."""
+    target.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for path in sorted(source.iterdir(), key=lambda path: path.suffix != ".safetensors"):
+        aside = target / f".{path.name}.part"
+        shutil.copyfile(path, aside)
+        os.replace(aside, target / path.name)
+        total += path.stat().st_size
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder of a finished run")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where the package keeps them")
+    parser.add_argument("--results", type=Path, default=RECIPES / "results", help="where measurements are kept")
+    args = parser.parse_args()
+    missing = [name for name in MODELS if not (args.work / "checkpoints" / name / "config.json").exists()]
+    if missing:
+        raise SystemExit(f"{args.work} has no {', '.join(missing)} yet: run recipes/run.py --work {args.work} first.")
+    for name in MODELS:
+        print(f"{name}: {copy_files(args.work / 'checkpoints' / name, args.checkpoints / name) / 1e6:.1f} MB")
+    print(f"measurements: {copy_files(args.work / 'results', args.results)} bytes; now run model_cards/build.py")
+
+
+if __name__ == "__main__":
+    main()
