@@ -18,11 +18,10 @@ from musicrl_hf.preferences.schema import (
     preferences_from_rows,
     read_prompts,
     save_preferences,
-    split_by_generator,
-    split_by_prompt,
     validate_preferences,
     votes_from_preferences,
 )
+from musicrl_hf.preferences.splits import split_by_generator, split_by_prompt
 
 RATE = 8000
 

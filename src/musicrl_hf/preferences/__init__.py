@@ -23,11 +23,10 @@ from .schema import (
     load_preferences,
     preferences_from_rows,
     save_preferences,
-    split_by_generator,
-    split_by_prompt,
     validate_preferences,
     votes_from_preferences,
 )
+from .splits import split_by_generator, split_by_prompt
 
 __all__ = [
     "FEATURES",

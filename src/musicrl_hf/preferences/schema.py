@@ -146,10 +146,16 @@ def validate_preferences(ds: Dataset) -> Dataset:
     return ds
 
 
-def save_preferences(ds: Dataset | DatasetDict, folder: str | Path, imported: ImportRecord | None = None) -> Path:
+def save_preferences(
+    ds: Dataset | DatasetDict,
+    folder: str | Path,
+    imported: ImportRecord | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
     """Write a folder of Parquet files that `datasets.load_dataset(folder)` reads, on the Hub too.
 
-    The folder appears whole or not at all. A `DatasetDict` becomes one split each. `imported` goes beside the rows.
+    The folder appears whole or not at all. A `DatasetDict` becomes one split each. `imported`, and the texts of `beside`
+    under their file names, go beside the rows.
 
     Raises:
         ValueError: if the rows are not valid, or the folder holds something else than preferences.
@@ -167,9 +173,16 @@ def save_preferences(ds: Dataset | DatasetDict, folder: str | Path, imported: Im
             shards = max(1, math.ceil(part.data.nbytes / SHARD_BYTES))
             for index in range(min(shards, len(part))):
                 shard = part.shard(min(shards, len(part)), index, contiguous=True)
-                shard.to_parquet(data / f"{name}-{index:05d}-of-{min(shards, len(part)):05d}.parquet")
+                path = data / f"{name}-{index:05d}-of-{min(shards, len(part)):05d}.parquet"
+                shard.to_parquet(path)
+                # `datasets` keeps what it read by the names of the files: other rows need another name.
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                path.rename(path.with_stem(f"{path.stem}-{digest[:16]}"))
         if imported is not None:
             (temporary / IMPORT_FILE).write_text(imported.to_json(), encoding="utf-8")
+        for file_name, content in (beside or {}).items():
+            (temporary / file_name).write_text(content, encoding="utf-8")
     return folder
 
 
@@ -255,40 +268,6 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
     return prompts
-
-
-def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> DatasetDict:
-    """Split so that no prompt, however spelled, is in both `train` and `test`.
-
-    A prompt's side depends on its own text and the seed only, so it stays where it was when votes are added.
-
-    Raises:
-        ValueError: if `test_share` is not between 0 and 1, or one side stays empty.
-    """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is {test_share}: it has to lie between 0 and 1")
-    sides: dict[str, list[int]] = {"train": [], "test": []}
-    for number, prompt in enumerate(ds["prompt"]):
-        digest = hashlib.sha256(f"{seed}:{normalise_prompt(prompt)}".encode()).digest()
-        sides["test" if int.from_bytes(digest[:8], "big") < test_share * 2**64 else "train"].append(number)
-    return _both_sides(ds, sides, f"test_share {test_share} and seed {seed}: give another share or seed")
-
-
-def split_by_generator(ds: Dataset, held_out: Sequence[str]) -> DatasetDict:
-    """Put every row with a held-out generator into `test`, so that `train` has never heard one of them.
-
-    Raises:
-        ValueError: if a name is in no row, or one side stays empty.
-    """
-    models = list(zip(ds["chosen_model"], ds["rejected_model"], strict=True))
-    known = {name for pair in models for name in pair}
-    unknown = sorted(set(held_out) - known)
-    if unknown or not held_out:
-        raise ValueError(f"held_out is {list(held_out)}: name generators of {', '.join(sorted(known))}")
-    sides: dict[str, list[int]] = {"train": [], "test": []}
-    for number, pair in enumerate(models):
-        sides["test" if set(pair) & set(held_out) else "train"].append(number)
-    return _both_sides(ds, sides, f"held_out {list(held_out)}: hold out fewer generators")
 
 
 def votes_from_preferences(ds: Dataset) -> list[Vote]:
@@ -382,10 +361,3 @@ def _raise_row_errors(errors: Iterable[str]) -> None:
     if found:
         more = f"\n... and {len(found) - _SHOWN_ERRORS} more" if len(found) > _SHOWN_ERRORS else ""
         raise ValueError("the preferences are not valid:\n" + "\n".join(found[:_SHOWN_ERRORS]) + more)
-
-
-def _both_sides(ds: Dataset, sides: dict[str, list[int]], remedy: str) -> DatasetDict:
-    for name, numbers in sides.items():
-        if not numbers:
-            raise ValueError(f"the {name} side of the split is empty with {remedy}")
-    return DatasetDict({name: ds.select(numbers) for name, numbers in sides.items()})

@@ -17,7 +17,8 @@ from ..audio import atomic_path
 from ..flat import FlatTokenizer, flatten_codes
 from ..generator import MusicRLConfig, MusicRLForConditionalGeneration
 from ..preferences.codes import CODE_COLUMNS, cache_codes
-from ..preferences.schema import decided_pairs, load_preferences, split_by_prompt
+from ..preferences.schema import decided_pairs, load_preferences
+from ..preferences.splits import split_by_prompt
 from .job import TrainingJob, option, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 

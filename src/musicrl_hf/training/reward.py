@@ -23,7 +23,8 @@ from trl import RewardConfig, RewardTrainer
 
 from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
-from ..preferences.schema import DECIDED, decided_pairs, load_preferences, split_by_generator, split_by_prompt
+from ..preferences.schema import DECIDED, decided_pairs, load_preferences
+from ..preferences.splits import split_by_generator, split_by_prompt
 from ..records import write_record
 from ..rewards.clap import load_clap
 from ..rewards.preference import BACKBONES, PreferenceModel
