@@ -10,8 +10,11 @@ os.environ["WANDB_MODE"] = "disabled"
 import gc
 
 import pytest
+import stores
 import torch
 import trl  # noqa: F401
+
+from musicrl_hf.collect.store import VoteStore
 
 torch.set_num_threads(1)
 
@@ -22,3 +25,22 @@ gc.freeze()
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=stores.KINDS)
+def place(request, tmp_path):
+    """Where a store of each kind can be: the arguments of `VoteStore`."""
+    with stores.place_for_store(request.param, tmp_path) as where:
+        yield where
+
+
+@pytest.fixture
+def store(place):
+    store = VoteStore(*place)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def clock():
+    return stores.Clock()

@@ -101,7 +101,9 @@ def test_arrows_run_one_way():
     assert not arrows["rewards"] & {"flat", "training", "evaluation", "preferences", "cli"}
     assert not arrows["preferences"] & {"flat", "training", "evaluation", "cli"}
     assert not arrows["evaluation"] & {"flat", "training", "cli"}
-    assert not [part for part, known in arrows.items() if "cli" in known]
+    assert {"preferences", "evaluation", "hub"} <= arrows["collect"]
+    assert not arrows["collect"] & {"flat", "training", "align", "cli"}
+    assert not [part for part, known in arrows.items() if known & {"cli", "collect"}]  # cli runs jobs by their names
 
 
 def test_nothing_is_unpickled_and_no_remote_code_is_trusted():

@@ -29,7 +29,7 @@ from .licences import (
     published_source,
     sources_without_licence,
 )
-from .records import Record, base_of, read_import, read_record
+from .records import Record, base_of, read_collection, read_import, read_record
 
 PAPER = "arxiv:2402.04229"
 KINDS = {  # model_type in config.json -> what the card calls it
@@ -130,13 +130,15 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
     """Write the card of a folder of preferences: what is in it, counted row by row.
 
     Args:
-        folder: as `save_preferences` leaves it, with or without the `import.json` of an import.
+        folder: as `save_preferences` leaves it, with or without the `import.json` of an import or the `collection.json`
+            of an export.
         repo_id: Hub id that the card's code loads it by.
-        license: of the data; where every row comes from one published set with a known licence it may be left out.
+        license: of the data; where every row comes from one published set with a known licence, or from listeners who
+            agreed to one, it may be left out.
 
     Raises:
         ValueError: no preferences in the folder, no licence known (or none given by the authors of a source), or one
-            that a source does not permit.
+            that a source does not permit or the listeners did not agree to.
     """
     folder = Path(folder)
     files = sorted(folder.glob("data/*.parquet"))
@@ -153,8 +155,13 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
             f"license is not known for the preferences in {folder}: the authors of {', '.join(unlicensed)} gave none; ask "
             f"them, and give the one they name, one of {', '.join(LICENCES)}."
         )
-    licence = choose_licence(license, licence_of_sources(sources), f"the preferences in {folder}")
-    imported = read_import(folder)
+    imported, collected = read_import(folder), read_collection(folder)
+    if collected is not None and license not in (None, collected.license):
+        raise ValueError(
+            f"license={license!r}, but the listeners whose votes are in {folder} agreed to {collected.license!r}: leave it out."
+        )
+    inherited = licence_of_sources(sources) if collected is None else collected.license
+    licence = choose_licence(license, inherited, f"the preferences in {folder}")
     splits = sorted({path.name.split("-")[0] for path in files}, key=lambda name: (name != "train", name))
     card_data = DatasetCardData(
         language="en",
@@ -188,6 +195,7 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         counts=counts,
         sources={_linked(source): count for source, count in sources.most_common()},
         left_out=imported.left_out if imported is not None else {},
+        collected=collected,
         models={name_of(name): count for name, count in models.most_common()},
         simulated=sum(row["listener"].startswith("simulated") for row in rows),
         licence=licence,

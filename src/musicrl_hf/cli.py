@@ -25,6 +25,8 @@ JOBS = {  # command: module, configuration, function, what it does
         "run_evaluate",
         "compare generators, or count votes: win rates, MOS",
     ),
+    "collect": ("collect.job", "CollectJob", "run_collect", "collect votes between clips"),
+    "export": ("collect.job", "ExportJob", "run_export", "collected votes as a data set, here and on the Hub"),
     "align": ("align", "AlignJob", "run_align", "the whole loop: collect, learn, tune, compare"),
 }
 

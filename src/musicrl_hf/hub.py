@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
 from .cards import check_card, is_stub, kind_of, model_card, preference_card
-from .records import IMPORT_FILE, RECORD_FILE, origin_of, public_record
+from .records import COLLECTION_FILE, IMPORT_FILE, RECORD_FILE, origin_of, public_record
 
 MODEL_FILES = (
     "*.safetensors",
@@ -42,9 +42,9 @@ MODEL_FILES = (
     "samples/*.wav",
     "samples/*.flac",
 )
-PREFERENCE_FILES = ("data/*.parquet", IMPORT_FILE, "LICENSE", "LICENSE.txt")
+PREFERENCE_FILES = ("data/*.parquet", IMPORT_FILE, COLLECTION_FILE, "LICENSE", "LICENSE.txt")
 # what an earlier push may have left that would be read together with the new files
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "data/*.parquet")
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "data/*.parquet", COLLECTION_FILE)
 
 
 @dataclass
@@ -237,6 +237,35 @@ def push_preferences(
     """
     upload = prepare_preferences(folder, repo_id, license=license)
     return send(upload, private=private, revision=revision, token=token)
+
+
+def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None:
+    """Delete the rows of a data set on the Hub, for where every listener withdrew; the card then says so.
+
+    Earlier commits stay in the repository's history: whoever owns it can squash them there.
+
+    Returns:
+        the commit's address, or None where the Hub has no such data set.
+
+    Raises:
+        as `send`.
+    """
+    _check_repo_id(repo_id)
+    api = HfApi(token=token, library_name="musicrl_hf")
+    try:
+        there = api.repo_exists(repo_id, repo_type="dataset")
+    except HfHubHTTPError as error:
+        raise _explained(error, repo_id) from error
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError("HF_HUB_OFFLINE is set, so nothing was sent: unset it to push.") from error
+    except HTTPError as error:
+        raise ConnectionError(f"{api.endpoint} was not reached ({error}): check the network and push again.") from error
+    if not there:
+        return None
+    title = repo_id.split("/")[-1]
+    metadata = DatasetCardData(pretty_name=title, tags=["musicrl", "music", "preference"])
+    card = f"---\n{metadata}\n---\n\n# {title}\n\nThis data set holds no rows: every listener has withdrawn.\n"
+    return send(Upload(repo_id, "dataset", {"README.md": card.encode()}, []), token=token)
 
 
 class PushesWithCard:

@@ -1,4 +1,5 @@
-"""What is left beside weights and preferences: `result.json` by a training run, `import.json` by an import.
+"""What is left beside weights and preferences: `result.json` by a training run, `import.json` by an import,
+`collection.json` by an export of collected votes.
 
 Cards are written from them, and so are the records of models made from other models.
 """
@@ -16,6 +17,7 @@ from .bundled import name_of
 
 RECORD_FILE = "result.json"
 IMPORT_FILE = "import.json"
+COLLECTION_FILE = "collection.json"
 
 
 @dataclass
@@ -108,6 +110,52 @@ def read_import(folder: str | Path) -> ImportRecord | None:
         return ImportRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is no record of an import ({error}): import again or remove it.") from error
+
+
+@dataclass
+class CollectionRecord:
+    """What `collection.json` says about votes that were collected on a listening page.
+
+    Attributes:
+        license: that the listeners agreed to, as the Hub spells it.
+        consent: what they agreed to, word for word; several where the text was changed.
+        protocol: the rules that held, name -> value.
+        listeners, simulated_listeners: people, and rules in their place, whose votes are among the rows.
+        checks: kind of attention check -> {"passed": how many, "failed": how many}.
+        agreement: Krippendorff's alpha of the preferences, and of the ratings where clips were rated; None where it is
+            not defined.
+        shared_pairs: pairs that two or more listeners voted on, which agreement is measured by.
+        date: ISO 8601.
+    """
+
+    license: str
+    consent: list[str]
+    protocol: dict[str, Any]
+    listeners: int
+    simulated_listeners: int
+    checks: dict[str, dict[str, int]]
+    agreement: dict[str, float | None]
+    shared_pairs: int
+    date: str
+
+    def to_json(self) -> str:
+        """The content of the file."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_collection(folder: str | Path) -> CollectionRecord | None:
+    """Read `collection.json`, or None where the folder has none.
+
+    Raises:
+        ValueError: the file is not what `CollectionRecord.to_json` writes.
+    """
+    path = Path(folder) / COLLECTION_FILE
+    if not path.is_file():
+        return None
+    try:
+        return CollectionRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is no record of a collection ({error}): export again or remove it.") from error
 
 
 def read_record(folder: str | Path) -> Record:

@@ -146,10 +146,16 @@ def validate_preferences(ds: Dataset) -> Dataset:
     return ds
 
 
-def save_preferences(ds: Dataset | DatasetDict, folder: str | Path, imported: ImportRecord | None = None) -> Path:
+def save_preferences(
+    ds: Dataset | DatasetDict,
+    folder: str | Path,
+    imported: ImportRecord | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
     """Write a folder of Parquet files that `datasets.load_dataset(folder)` reads, on the Hub too.
 
-    The folder appears whole or not at all. A `DatasetDict` becomes one split each. `imported` goes beside the rows.
+    The folder appears whole or not at all. A `DatasetDict` becomes one split each. `imported`, and the texts of `beside`
+    under their file names, go beside the rows.
 
     Raises:
         ValueError: if the rows are not valid, or the folder holds something else than preferences.
@@ -167,9 +173,16 @@ def save_preferences(ds: Dataset | DatasetDict, folder: str | Path, imported: Im
             shards = max(1, math.ceil(part.data.nbytes / SHARD_BYTES))
             for index in range(min(shards, len(part))):
                 shard = part.shard(min(shards, len(part)), index, contiguous=True)
-                shard.to_parquet(data / f"{name}-{index:05d}-of-{min(shards, len(part)):05d}.parquet")
+                path = data / f"{name}-{index:05d}-of-{min(shards, len(part)):05d}.parquet"
+                shard.to_parquet(path)
+                # `datasets` keeps what it read by the names of the files: other rows need another name.
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                path.rename(path.with_stem(f"{path.stem}-{digest[:16]}"))
         if imported is not None:
             (temporary / IMPORT_FILE).write_text(imported.to_json(), encoding="utf-8")
+        for file_name, content in (beside or {}).items():
+            (temporary / file_name).write_text(content, encoding="utf-8")
     return folder
 
 

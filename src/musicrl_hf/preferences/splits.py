@@ -21,7 +21,7 @@ def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> Data
     if not 0 < test_share < 1:
         raise ValueError(f"test_share is {test_share}: it has to lie between 0 and 1")
     prompts = [normalise_prompt(prompt) for prompt in ds["prompt"]]
-    ranked = sorted(set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
+    ranked = sorted(set(prompts), key=lambda prompt: _digest(prompt, seed))
     if len(ranked) < 2:
         raise ValueError(
             f"test_share is {test_share}, but the preferences have {len(ranked)} prompt: give votes on two prompts or more, "
@@ -32,6 +32,17 @@ def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> Data
     for number, prompt in enumerate(prompts):
         sides["test" if prompt in held_out else "train"].append(number)
     return DatasetDict({name: ds.select(numbers) for name, numbers in sides.items()})
+
+
+def side_of_prompt(prompt: str, test_share: float = 0.1, seed: int = 0) -> str:
+    """The side, "train" or "test", of a prompt in a data set that is published again as it grows.
+
+    It follows from the prompt's own text and the seed only, so that what was once held out never enters `train`; of a few
+    prompts none may be in `test`.
+    """
+    return (
+        "test" if int.from_bytes(_digest(normalise_prompt(prompt), seed)[:8], "big") < test_share * 2**64 else "train"
+    )
 
 
 def split_by_generator(ds: Dataset, held_out: Sequence[str]) -> DatasetDict:
@@ -54,3 +65,7 @@ def split_by_generator(ds: Dataset, held_out: Sequence[str]) -> DatasetDict:
                 f"the {name} side of the split is empty with held_out {list(held_out)}: hold out fewer generators"
             )
     return DatasetDict({name: ds.select(numbers) for name, numbers in sides.items()})
+
+
+def _digest(prompt: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{prompt}".encode()).digest()

@@ -1,0 +1,234 @@
+"""From the store to a data set: preference rows, their record, and the commit on the Hub."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Value
+from sqlalchemy import Row, Select, select
+from tqdm.auto import tqdm
+
+from ..audio import audio_bytes, read_audio
+from ..hub import push_preferences, retract_preferences
+from ..preferences.schema import FEATURES, check_target, preferences_from_rows, save_preferences
+from ..preferences.splits import side_of_prompt
+from ..records import COLLECTION_FILE, CollectionRecord
+from .desk import CHECKS
+from .reliability import Attention, krippendorff_alpha, passes
+from .rules import SIMULATED, Answer, is_simulated
+from .store import VoteStore
+from .tables import clips, consents, deals, listeners, pairs, settings, votes
+
+EXPORT_FEATURES = Features({**FEATURES, "reliability": Value("float32")})  # share of attention checks passed, or null
+_CHUNK = 64  # rows that are in memory at once
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Where an export went and what it holds; `path` is None where no vote is left."""
+
+    out: Path
+    path: Path | None
+    rows: int
+    splits: tuple[str, ...] = ()
+    address: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is None:
+            text = f"nothing: the store has no vote, and {self.out} is not there (any more)"
+        else:
+            text = f"{self.path}: {self.rows} rows ({', '.join(self.splits)})"
+        return text + (f"; pushed to {self.address}" if self.address else "")
+
+
+def export_votes(
+    store: VoteStore, out: str | Path, *, licence: str | None = None, test_share: float = 0.1, seed: int = 0
+) -> ExportResult:
+    """Write the votes as a preference data set, with `collection.json` beside its rows.
+
+    Rows are those of people and of simulated listeners (`source` and `listener` tell them apart); checks of attention give
+    no row but each listener's `reliability`. Splits are by prompt. Where no vote is left, because all were withdrawn, an
+    earlier export is removed.
+
+    Args:
+        store: of the collection.
+        out: folder to write, new or an earlier export.
+        licence: take the votes whose listeners agreed to this one; may be left out where there is only one.
+        test_share: share of the prompts that is held out; 0 for no split.
+        seed: of the split.
+
+    Raises:
+        ValueError: `out` holds something else; votes under several licences and none named; a wrong `test_share`.
+    """
+    out = Path(out)
+    if not 0 <= test_share < 1:
+        raise ValueError(f"test_share is {test_share}: it has to be 0 or lie between 0 and 1")
+    check_target(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / COLLECTION_FILE).is_file():
+        raise ValueError(f"out is {out}, which holds preferences that no export wrote: give another folder")
+    with store.read() as connection:
+        rows = connection.execute(_joined()).all()
+        protocol = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
+    licence = _one_licence(rows, licence)
+    rows = [row for row in rows if row.licence == licence]
+    compared = [row for row in rows if row.kind == "pair"]
+    if not compared:
+        if out.is_dir():
+            shutil.rmtree(out)
+        return ExportResult(out, None, 0)
+    attention = _attention(rows)
+    record = _record(str(licence), json.loads(protocol or "{}"), rows, compared)
+    sides: dict[str, list[Row]] = {"train": [], "test": []}
+    for row in compared:
+        sides[side_of_prompt(row.prompt, test_share, seed) if test_share else "train"].append(row)
+    if not sides["train"]:  # few prompts, all held out by chance
+        sides = {"train": sides["test"], "test": []}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        parts = {
+            side: _write_rows(store, own, attention, Path(scratch) / f"{side}.arrow")
+            for side, own in sides.items()
+            if own
+        }
+        save_preferences(DatasetDict(parts), out, beside={COLLECTION_FILE: record.to_json()})
+    return ExportResult(out, out, len(compared), tuple(parts))
+
+
+def publish(
+    store: VoteStore,
+    out: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    licence: str | None = None,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> ExportResult:
+    """Export and push in one step: one commit, which replaces all rows of the one before.
+
+    Where no vote is left, the rows on the Hub are deleted and the card says so.
+
+    Arguments and errors are those of `export_votes` and `musicrl_hf.hub.push_preferences`.
+    """
+    result = export_votes(store, out, licence=licence, test_share=test_share, seed=seed)
+    if result.path is None:
+        address = retract_preferences(repo_id)
+    else:
+        address = push_preferences(result.path, repo_id, private=private)
+    return ExportResult(result.out, result.path, result.rows, result.splits, address)
+
+
+def _joined() -> Select:
+    first, second = clips.alias(), clips.alias()
+    tables = (
+        votes.join(deals, votes.c.deal == deals.c.id)
+        .join(pairs, votes.c.pair == pairs.c.id)
+        .join(first, pairs.c.first == first.c.id)
+        .join(second, pairs.c.second == second.c.id)
+        .join(listeners, votes.c.listener == listeners.c.id)
+        .join(consents, listeners.c.consent == consents.c.id)
+    )
+    columns: list[Any] = [votes, deals.c.swapped, pairs.c.kind, pairs.c.prompt, consents.c.text, consents.c.licence]
+    for name, clip in (("first", first), ("second", second)):
+        columns += [column.label(f"{name}_{column.name}") for column in clip.c]
+    return select(*columns).select_from(tables).order_by(votes.c.voted_at, votes.c.deal)
+
+
+def _one_licence(rows: Sequence[Row], licence: str | None) -> str | None:
+    known = sorted({row.licence for row in rows})
+    if licence is not None and licence not in known and known:
+        raise ValueError(f"licence is {licence!r}: the listeners agreed to {', '.join(known)}")
+    if licence is None and len(known) > 1:
+        raise ValueError(f"the listeners agreed to {', '.join(known)}: name one with --licence, and export each")
+    return licence or next(iter(known), None)
+
+
+def _answer(row: Row) -> Answer:
+    return Answer(row.preference, row.seconds_a, row.seconds_b, row.score_a, row.score_b)
+
+
+def _attention(rows: Iterable[Row]) -> dict[str, Attention]:
+    counted: Counter[tuple[str, bool]] = Counter()
+    for row in rows:
+        if row.kind in CHECKS:
+            counted[row.listener, passes(row.kind, row.swapped, _answer(row))] += 1
+    return {who: Attention(counted[who, True], counted[who, False]) for who, _ in counted}
+
+
+def _record(licence: str, protocol: dict[str, Any], rows: Sequence[Row], compared: Sequence[Row]) -> CollectionRecord:
+    checks = {kind: {"passed": 0, "failed": 0} for kind in CHECKS}
+    for row in rows:
+        if row.kind in CHECKS:
+            checks[row.kind]["passed" if passes(row.kind, row.swapped, _answer(row)) else "failed"] += 1
+    chosen: dict[str, list[str]] = {}
+    rated: dict[str, list[int]] = {}
+    for row in compared:
+        chosen.setdefault(row.pair, []).append(_of_pair(row.preference, row.swapped))
+        if row.score_a is not None:
+            scores = (row.score_b, row.score_a) if row.swapped else (row.score_a, row.score_b)
+            for clip, score in zip((row.first_id, row.second_id), scores, strict=True):
+                rated.setdefault(clip, []).append(score)
+    agreement = {"preferences": krippendorff_alpha(chosen.values())}
+    if rated:
+        agreement["ratings"] = krippendorff_alpha(rated.values(), "interval")
+    people = {row.listener for row in compared}
+    simulated = {who for who in people if is_simulated(who)}
+    return CollectionRecord(
+        license=licence,
+        consent=sorted({row.text for row in rows}),
+        protocol=protocol,
+        listeners=len(people - simulated),
+        simulated_listeners=len(simulated),
+        checks=checks,
+        agreement=agreement,
+        shared_pairs=sum(len(values) > 1 for values in chosen.values()),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _of_pair(preference: str, swapped: bool) -> str:
+    """A choice in terms of the pair, the same for all listeners: a is its first clip."""
+    return {"a": "b", "b": "a"}.get(preference, preference) if swapped else preference
+
+
+def _write_rows(store: VoteStore, rows: Sequence[Row], attention: dict[str, Attention], path: Path) -> Dataset:
+    """The rows as a data set on disk, read clip by clip: it need not fit into memory."""
+    schema = EXPORT_FEATURES.arrow_schema
+    starts = tqdm(range(0, len(rows), _CHUNK), desc="exporting votes", disable=len(rows) < 500)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for start in starts:
+            chunk = rows[start : start + _CHUNK]
+            table = preferences_from_rows(_preference_row(store, row) for row in chunk).data.table
+            shares = [attention.get(row.listener, Attention()).share for row in chunk]
+            stream.write_table(table.append_column("reliability", pa.array(shares, pa.float32())).cast(schema))
+    return Dataset.from_file(str(path))
+
+
+def _preference_row(store: VoteStore, row: Row) -> dict[str, Any]:
+    """One vote as a preference row. a is what the listener heard as a, and `preference` says on which side it won."""
+    a, b = ("second", "first") if row.swapped else ("first", "second")
+    sides = {"chosen": (b, row.seconds_b), "rejected": (a, row.seconds_a)}
+    if row.preference != "b":
+        sides = {"chosen": (a, row.seconds_a), "rejected": (b, row.seconds_b)}
+    built: dict[str, Any] = {
+        "prompt": row.prompt,
+        "preference": row.preference,
+        "listener": row.listener,
+        "source": SIMULATED if is_simulated(row.listener) else "collected",
+        "created_at": datetime.fromtimestamp(row.voted_at, UTC).isoformat(timespec="seconds"),
+    }
+    for column, (clip, seconds) in sides.items():
+        found = row._mapping
+        audio, rate = read_audio(store.clip_file(found[f"{clip}_id"]))
+        built[column] = {"bytes": audio_bytes(audio, rate), "path": f"{found[f'{clip}_id']}.flac"}
+        built[f"{column}_model"] = found[f"{clip}_model"]
+        built[f"{column}_seed"] = found[f"{clip}_seed"]
+        built[f"seconds_{column}"] = seconds
+    return built

@@ -1,0 +1,59 @@
+"""Simulated listeners write the store that the page writes: a study rehearsed before people are asked."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from tqdm.auto import tqdm
+
+from ..audio import read_audio
+from ..preferences.listeners import SimulatedListener
+from .desk import Deal, Desk
+from .rules import Answer
+from .tables import listeners as listener_table
+
+
+def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int | None = None) -> int:
+    """Have simulated listeners answer what they are dealt, in turn, until nothing is left for them.
+
+    Their names begin with "simulated", in the store, in every row of the export and on its card. They hear the files that
+    the page would play; all rules hold for them but the time to listen and the limits on how fast somebody votes.
+
+    Args:
+        desk: of the collection.
+        listeners: from `simulated_listeners`.
+        votes_each: votes after which a listener stops; None for no end.
+
+    Returns:
+        how many votes were given.
+    """
+    with desk.store.read() as connection:
+        known = set(connection.scalars(select(listener_table.c.id)))
+    for listener in listeners:
+        if listener.name not in known:
+            desk.enrol(listener.name)
+    given = 0
+    waiting = {listener.name: desk.votes_of(listener.name) for listener in listeners}
+    with tqdm(desc="simulated votes") as bar:
+        while waiting:
+            for listener in listeners:
+                if listener.name not in waiting:
+                    continue
+                done = votes_each is not None and waiting[listener.name] >= votes_each
+                deal = None if done else desk.deal(listener.name)
+                if deal is None:
+                    del waiting[listener.name]
+                    continue
+                desk.vote(listener.name, deal.token, _answer(desk, listener, deal))
+                waiting[listener.name] += 1
+                given += 1
+                bar.update()
+    return given
+
+
+def _answer(desk: Desk, listener: SimulatedListener, deal: Deal) -> Answer:
+    (audio_a, rate), (audio_b, _) = (read_audio(desk.clip(deal.clip_token, side)) for side in "ab")
+    if desk.rules.study:
+        scores = [int(listener.rate([deal.prompt], audio[None], rate)[0]) for audio in (audio_a, audio_b)]
+        return Answer.rated(scores[0], scores[1], deal.duration_a, deal.duration_b)
+    preference = listener(deal.prompt, audio_a, audio_b, rate).preference
+    return Answer(preference, deal.duration_a, deal.duration_b)

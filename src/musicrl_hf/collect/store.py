@@ -1,0 +1,200 @@
+"""The store of votes: SQLite in a folder, or PostgreSQL for more than one machine, and the folder of the clips.
+
+A write is durable when its transaction ends: SQLite keeps a write-ahead log that is synced at each commit, PostgreSQL does
+the same. Tables are brought up to date by Alembic (`migrations/`) when a store is opened.
+"""
+
+import os
+import re
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from torch import Tensor
+
+from ..audio import atomic_path, audio_bytes, match_loudness, read_audio
+from ..preferences.schema import clip_path
+from .tables import clips, settings
+
+DATABASE_FILE = "votes.db"
+CLIP_FOLDER = "clips"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 7_064_311  # PostgreSQL's advisory lock: any number that is ours
+_ORPHAN_AGE_S = 3600.0  # a clip file without a row is one that is being written, or that nobody will ask for
+
+
+class VoteStore:
+    """Votes, deals, pairs and clips.
+
+    Args:
+        where: a folder, which holds `votes.db` and `clips/`; or a URL, "sqlite:///FILE" or "postgresql://USER@HOST/NAME".
+        clip_folder: where the clips lie; needed with PostgreSQL, where all machines have to see the same folder.
+
+    Raises:
+        ValueError: a URL of another kind, no `clip_folder` where it is needed, or a store written by a newer version.
+        ConnectionError: the database was not reached.
+    """
+
+    def __init__(self, where: str | Path, clip_folder: str | Path | None = None):
+        self.url, self.clip_folder = _locate(str(where), clip_folder)
+        self.clip_folder.mkdir(parents=True, exist_ok=True)
+        self.engine = _engine(self.url)
+        # SQLite has one writer at a time and lets the others poll; a lock of our own has them wait in turn.
+        self._writer = threading.Lock() if self.is_sqlite else nullcontext()
+        try:
+            self._migrate()
+        except OperationalError as error:
+            raise ConnectionError(
+                f"store {self.engine.url!r} was not reached ({str(error.orig).strip().splitlines()[0]}): check the URL, and "
+                "that the database is running."
+            ) from error
+        self.salt, self.key = self._secret("salt"), self._secret("key")
+        self._remove_orphans()
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded store."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads, and sees one state of the store throughout."""
+        with self.engine.connect().execution_options(musicrl_read=True) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self, exclusive: bool = False) -> Iterator[Connection]:
+        """A transaction; what it wrote is durable when the block ends, and gone if it raises.
+
+        Args:
+            exclusive: no other exclusive transaction runs beside it, on any machine.
+        """
+        with self._writer, self.engine.begin() as connection:
+            if exclusive and not self.is_sqlite:
+                connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            yield connection
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+    # -- clips -----------------------------------------------------------------------------------------------------
+
+    def save_clip(self, audio: Tensor, sampling_rate: int) -> tuple[str, float]:
+        """Write a clip [C, T] at -23 LUFS as 16-bit WAV, whole or not at all; its row is written with its pair's.
+
+        Returns:
+            its id and its length in seconds.
+
+        Raises:
+            ValueError: a clip that nobody could use: silent, empty, NaN or over 30 s.
+        """
+        data = audio_bytes(match_loudness(audio.detach().float().cpu(), sampling_rate), sampling_rate, "wav")
+        read_audio(data)
+        clip = uuid.uuid4().hex
+        with atomic_path(self.clip_folder / f"{clip}.wav") as temporary, open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return clip, audio.shape[-1] / sampling_rate
+
+    def clip_file(self, clip: str) -> Path:
+        """The file of a clip.
+
+        Raises:
+            ValueError: not the id of a clip: nothing outside the clip folder is ever opened.
+            FileNotFoundError: the file is gone.
+        """
+        if not re.fullmatch(r"[0-9a-f]{32}", clip):
+            raise ValueError(f"clip {clip!r} is not the id of a clip: ids have 32 hexadecimal digits")
+        return clip_path(self.clip_folder, f"{clip}.wav")
+
+    def remove_clips(self, ids: list[str]) -> None:
+        """Delete the files of clips whose rows are gone."""
+        for clip in ids:
+            (self.clip_folder / f"{clip}.wav").unlink(missing_ok=True)
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        with self.write(exclusive=True) as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise ValueError(
+                    f"store {self.engine.url!r} cannot be brought up to date ({error}): a newer musicrl_hf wrote it; "
+                    "install that one."
+                ) from error
+
+    def _secret(self, name: str) -> str:
+        """A secret of this store, made when it is first asked for."""
+        with self.write(exclusive=True) as connection:
+            known = connection.scalar(select(settings.c.value).where(settings.c.name == name))
+            if known is None:
+                known = secrets.token_hex(32)
+                connection.execute(insert(settings).values(name=name, value=known))
+            return known
+
+    def _remove_orphans(self) -> None:
+        """Files that a killed process wrote without their rows."""
+        with self.read() as connection:
+            known = set(connection.scalars(select(clips.c.id)))
+        before = time.time() - _ORPHAN_AGE_S
+        for path in self.clip_folder.glob("*.wav"):
+            if path.stem not in known and path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+
+
+def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
+    if "://" not in where:
+        folder = Path(where).expanduser()
+        return f"sqlite:///{folder / DATABASE_FILE}", Path(clip_folder or folder / CLIP_FOLDER)
+    try:
+        url = make_url(where)
+    except ArgumentError as error:
+        raise ValueError(
+            f"store {where!r} is no URL ({error}): give a folder or postgresql://USER@HOST/NAME"
+        ) from error
+    kind = url.get_backend_name()
+    if kind == "sqlite" and url.database:
+        return where, Path(clip_folder or Path(url.database).parent / CLIP_FOLDER)
+    if kind != "postgresql":
+        raise ValueError(f"store {where!r} is {kind}: give a folder, sqlite:///FILE or postgresql://USER@HOST/NAME")
+    if clip_folder is None:
+        raise ValueError("clips is not given: with PostgreSQL, name a folder that all machines see")
+    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False), Path(clip_folder)
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_size=16, max_overflow=16, pool_pre_ping=True)
+    Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, pool_size=16, max_overflow=64)
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A transaction that began by reading cannot always become a writing one: writers say so at once.
+        reads = connection.get_execution_options().get("musicrl_read", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine

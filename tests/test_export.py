@@ -1,0 +1,282 @@
+"""From votes to a data set: here, as `datasets` reads it, as a reward learns from it, and on a stand-in for the Hub."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import datasets
+import pytest
+from hub_stand_in import HubStandIn
+from sqlalchemy import select
+from stores import add_pair, hear_and_vote, join, open_desk
+from tiny import tiny_generator
+
+from musicrl_hf.cards import check_card, preference_card
+from musicrl_hf.cli import main
+from musicrl_hf.collect import tables
+from musicrl_hf.collect.export import export_votes
+from musicrl_hf.collect.rules import Answer
+from musicrl_hf.collect.store import VoteStore
+from musicrl_hf.evaluation import evaluate_votes
+from musicrl_hf.preferences import load_preferences
+from musicrl_hf.preferences.splits import side_of_prompt
+from musicrl_hf.records import read_collection
+from musicrl_hf.training.reward import RewardJob, run_reward
+
+
+def table(folder, split="train"):
+    rows = datasets.load_dataset(str(folder), split=split)
+    for column in ("chosen", "rejected"):
+        rows = rows.cast_column(column, datasets.Audio(decode=False))
+    return rows.to_list()
+
+
+def vote_in_order(desk, clock, listener, preference, swapped, seconds=(2.0, 3.0)):
+    """Vote on the next deal, with its order set: the tests say what was on which side."""
+    deal = desk.deal(listener)
+    with desk.store.write() as connection:
+        id = deal.token.partition(".")[0]
+        connection.execute(tables.deals.update().where(tables.deals.c.id == id).values(swapped=swapped))
+    clock.now += 10
+    assert desk.vote(listener, deal.token, Answer(preference, *seconds))
+
+
+@pytest.mark.parametrize(
+    ("preference", "swapped", "chosen", "heard"),
+    [  # of the pair x, y (seeds 7, 8), a is x unless swapped; a was heard for 2 s, b for 3 s
+        ("a", False, ("x", 7), (2.0, 3.0)),
+        ("b", False, ("y", 8), (3.0, 2.0)),
+        ("a", True, ("y", 8), (2.0, 3.0)),
+        ("b", True, ("x", 7), (3.0, 2.0)),
+        ("tie", False, ("x", 7), (2.0, 3.0)),
+        ("both_bad", True, ("y", 8), (2.0, 3.0)),  # without a winner, chosen is what was heard as a
+    ],
+)
+def test_a_row_says_what_was_heard_and_chosen(tmp_path, clock, preference, swapped, chosen, heard):
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock)
+    add_pair(store, "jazz")
+    _, listener = join(desk)
+    vote_in_order(desk, clock, listener, preference, swapped)
+    result = export_votes(store, tmp_path / "out")
+    (row,) = table(result.path)
+    rejected = ({"x": "y", "y": "x"}[chosen[0]], 15 - chosen[1])
+    assert (row["chosen_model"], row["chosen_seed"]) == chosen
+    assert (row["rejected_model"], row["rejected_seed"]) == rejected
+    assert (row["seconds_chosen"], row["seconds_rejected"]) == heard
+    assert (row["preference"], row["prompt"], row["listener"]) == (preference, "jazz", listener)
+    assert (row["source"], row["created_at"]) == ("collected", "2027-01-15T08:00:10+00:00")
+    assert row["confidence"] is row["reliability"] is None
+    with store.read() as connection:
+        files = {clip.model: clip.id for clip in connection.execute(select(tables.clips))}
+    assert row["chosen"]["path"] == f"{files[chosen[0]]}.flac"
+    assert row["chosen"]["bytes"][:4] == b"fLaC"
+
+
+def test_everything_stands_on_the_card(store, clock, tmp_path):
+    desk = open_desk(store, clock, check_every=2, raters=2)
+    for number in range(2):
+        add_pair(store, f"prompt {number}")
+    add_pair(store, "c", kind="identical")
+    add_pair(store, "d", models=("x", "broken"), kind="broken")
+    careful, careless = join(desk)[1], join(desk)[1]
+    for listener, preferences in ((careful, "a b tie"), (careless, "a b b")):
+        for preference in preferences.split():
+            vote_in_order(desk, clock, listener, preference, swapped=False)
+    out = export_votes(store, tmp_path / "out", test_share=0).path
+    # each heard two pairs and one check, the first the identical clips, the second the less asked one: noise
+    rows = load_preferences(out).to_list()
+    assert {row["listener"]: row["reliability"] for row in rows} == {careful: 1.0, careless: 0.0}
+    record = read_collection(out)
+    assert record.checks == {"identical": {"passed": 1, "failed": 0}, "broken": {"passed": 0, "failed": 1}}
+    assert (record.listeners, record.simulated_listeners, record.shared_pairs) == (2, 0, 2)
+    card = preference_card(out, "me/votes")
+    data = check_card(card, "dataset")
+    assert data["license"] == "cc-by-4.0"
+    for line in desk.rules.consent_text.splitlines():
+        assert f"> {line}".rstrip() in card
+    for expected in (
+        "| listeners (people) | 2 |",
+        "| pairs that two or more voted on | 2 |",
+        "| a clip against itself | 1 | 0 |",
+        "| a clip against noise | 0 | 1 |",
+        f"| preferences | {record.agreement['preferences']:.3f} |",
+        "| `raters` | 2 |",
+        "| rows | 4 |",
+    ):
+        assert expected in card
+    assert "simulated" not in card.replace("simulated listeners | 0", "")
+    with pytest.raises(ValueError, match="agreed to 'cc-by-4.0': leave it out"):
+        preference_card(out, "me/votes", license="mit")
+
+
+def test_splits_are_by_prompt(tmp_path, clock):
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock, votes_per_minute=1000)
+    for number in range(12):
+        add_pair(store, f"prompt {number}")
+    _, listener = join(desk)
+    while desk.deal(listener):
+        hear_and_vote(desk, clock, listener)
+    result = export_votes(store, tmp_path / "out", test_share=0.3, seed=2)
+    assert result.splits == ("train", "test")
+    for split in result.splits:
+        prompts = {row["prompt"] for row in table(result.path, split)}
+        assert prompts == {f"prompt {n}" for n in range(12) if side_of_prompt(f"prompt {n}", 0.3, 2) == split}
+    assert export_votes(store, tmp_path / "whole", test_share=0).splits == ("train",)
+    with pytest.raises(ValueError, match="test_share is 1"):
+        export_votes(store, tmp_path / "out", test_share=1)
+
+
+def test_an_export_over_the_last_one_is_what_load_dataset_reads(tmp_path, clock):
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock)
+    for number in range(2):
+        add_pair(store, f"prompt {number}")
+    people = [join(desk) for _ in range(2)]
+    read = []
+    for _, listener in people:
+        while desk.deal(listener):
+            hear_and_vote(desk, clock, listener)
+        read.append({row["listener"] for row in table(export_votes(store, tmp_path / "out", test_share=0).path)})
+    desk.withdraw(people[0][0])
+    read.append({row["listener"] for row in table(export_votes(store, tmp_path / "out", test_share=0).path)})
+    one, two = (listener for _, listener in people)
+    assert read == [{one}, {one, two}, {two}]
+    desk.withdraw(people[1][0])
+    result = export_votes(store, tmp_path / "out")
+    assert result.path is None
+    assert not (tmp_path / "out").exists()
+    assert str(result) == f"nothing: the store has no vote, and {tmp_path / 'out'} is not there (any more)"
+
+
+def test_an_export_writes_over_nothing_else(tmp_path, clock):
+    store = VoteStore(tmp_path / "store")
+    open_desk(store, clock)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files"):
+        export_votes(store, tmp_path / "mine")
+    (tmp_path / "imported" / "data").mkdir(parents=True)
+    (tmp_path / "imported" / "data" / "train.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="preferences that no export wrote"):
+        export_votes(store, tmp_path / "imported")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_votes_are_published_under_what_was_agreed_to(tmp_path, clock):
+    store = VoteStore(tmp_path / "store")
+    listeners = {}
+    for licence in ("cc-by-4.0", "cc0-1.0"):
+        desk = open_desk(store, clock, licence=licence)
+        add_pair(store, licence)
+        _, listeners[licence] = join(desk)
+        while desk.deal(listeners[licence]):
+            hear_and_vote(desk, clock, listeners[licence])
+    with pytest.raises(ValueError, match="agreed to cc-by-4.0, cc0-1.0: name one"):
+        export_votes(store, tmp_path / "out")
+    with pytest.raises(ValueError, match="licence is 'mit'"):
+        export_votes(store, tmp_path / "out", licence="mit")
+    out = export_votes(store, tmp_path / "out", licence="cc0-1.0", test_share=0).path
+    assert {row["listener"] for row in table(out)} == {listeners["cc0-1.0"]}
+    assert check_card(preference_card(out, "me/votes"), "dataset")["license"] == "cc0-1.0"
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """A store that simulated listeners filled from the command line, with a model that a reward can start from."""
+    root = tmp_path_factory.mktemp("rehearsal")
+    tiny_generator(seed=0).save_pretrained(root / "x")
+    tiny_generator(seed=1).save_pretrained(root / "y")
+    (root / "prompts.txt").write_text("slow piano\nfast drums\nsad violin\nhappy flute\n")
+    words = ["collect", "--model", f"{root}/x", "--against", f"{root}/y", "--prompts", f"{root}/prompts.txt"]
+    words += ["--simulate", "4", "--pairs", "8", "--duration_s", "0.5", "--guidance_scale", "1", "--check_every", "4"]
+    assert main([*words, "--seed", "1", "--store", f"{root}/store"]) == 0
+    return root
+
+
+def test_a_rehearsal_from_the_command_line_trains_a_reward(rehearsal, tmp_path, capsys):
+    assert main(["export", "--store", f"{rehearsal}/store", "--out", f"{tmp_path}/out", "--test_share", "0"]) == 0
+    assert capsys.readouterr().out == f"Wrote {tmp_path}/out: 24 rows (train)\n"
+    rows = table(tmp_path / "out")
+    assert {(row["source"], row["listener"][:9]) for row in rows} == {("simulated", "simulated")}
+    card = preference_card(tmp_path / "out", "me/votes")
+    assert "**4 of the listeners are simulated**" in card
+    ranking = evaluate_votes(tmp_path / "out", tmp_path / "counted")
+    assert set(ranking["models"]) == {"x", "y"}
+    assert ranking["votes"] == 24
+    job = RewardJob(
+        preferences=f"{tmp_path}/out",
+        output_dir=f"{tmp_path}/reward",
+        model=f"{rehearsal}/x",
+        max_steps=1,
+        per_device_train_batch_size=4,
+        test_share=0.4,
+    )
+    run_reward(job)
+    assert (tmp_path / "reward" / "model.safetensors").is_file()
+
+
+CLIENT = "import sys; from musicrl_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def run_client(hub, folder, *words):
+    command = [sys.executable, "-c", CLIENT, *map(str, words)]
+    environment = hub.environment(folder / "hf")
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_votes_are_pushed_replaced_and_withdrawn(rehearsal, tmp_path, clock):
+    shutil.copytree(rehearsal / "store", tmp_path / "store")
+    words = ["export", "--store", "store", "--out", "out", "--push", "tester/votes", "--test_share", 0]
+    with HubStandIn() as hub:
+        first = run_client(hub, tmp_path, *words)
+        assert first.returncode == 0, first.stderr[-2000:]
+        assert "24 rows (train); pushed to http" in first.stdout
+        sent = hub.files("dataset", "tester/votes")
+        (name,) = (path for path in sent if path.endswith(".parquet"))
+        assert sent[name] == (tmp_path / "out" / name).read_bytes()
+        assert json.loads(sent["collection.json"])["simulated_listeners"] == 4
+        assert check_card(sent["README.md"].decode(), "dataset")["license"] == "cc-by-4.0"
+        load = "import datasets, sys; print(len(datasets.load_dataset('tester/votes', split='train')))"
+        read = subprocess.run(
+            [sys.executable, "-c", load],
+            env=hub.environment(tmp_path / "hf2"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert read.stdout == "24\n"
+
+        store = VoteStore(tmp_path / "store")
+        desk = open_desk(store, clock, raters=9)
+        _, listener = join(desk)
+        hear_and_vote(desk, clock, listener)
+        assert "25 rows" in run_client(hub, tmp_path, *words).stdout
+        (newer,) = (path for path in hub.files("dataset", "tester/votes") if path.endswith(".parquet"))
+        assert newer != name  # one file, under another name
+
+        with store.write() as connection:
+            connection.execute(tables.votes.delete())
+        gone = run_client(hub, tmp_path, *words)
+        assert "Wrote nothing" in gone.stdout
+        assert "pushed to http" in gone.stdout
+        assert set(hub.files("dataset", "tester/votes")) - {".gitattributes"} == {"README.md"}
+        assert b"holds no rows" in hub.files("dataset", "tester/votes")["README.md"]
+        assert not (tmp_path / "out").exists()
+        again = run_client(hub, tmp_path, *words[:6], "tester/never")
+        assert again.returncode == 0, again.stderr[-2000:]
+        assert ("dataset", "tester/never") not in hub.repositories
+
+
+def test_without_the_extra_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "p.txt").write_text("jazz\n")
+    code = "import sys; sys.modules['sqlalchemy'] = None; " + CLIENT
+    for words in (["collect", "--prompts", "p.txt", "--simulate", "1"], ["export", "--out", "o"]):
+        run = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 2
+        assert run.stderr == (
+            'musicrl: error: sqlalchemy not installed: collecting votes needs `pip install "musicrl-hf[collect]"`.\n'
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"p.txt"}
