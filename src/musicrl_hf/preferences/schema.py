@@ -6,6 +6,7 @@ the clip that won, and `preference` says on which side it was heard; in a tie / 
 `datasets` would need torchcodec, which does not load on CPU-only installations.
 """
 
+import hashlib
 import io
 import math
 import re
