@@ -32,6 +32,30 @@ def chroma_cosine(target: np.ndarray, output: np.ndarray) -> float:
     return float((chroma(target) * chroma(output)).sum(1).mean())
 
 
+def librosa_chroma(wave: np.ndarray) -> np.ndarray:
+    """Chroma as librosa's `chroma_stft` folds it, without its tuning estimate: 2,048 samples, wide bins, all octaves.
+
+    Figures by it are higher by about .03 than by `chroma`: its bins leak into their neighbours, in both clips alike.
+    """
+    size, hop = 2048, 512
+    frames = np.lib.stride_tricks.sliding_window_view(wave, size)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(size).astype(np.float32), axis=1))[:, 1:] ** 2
+    octaves = np.log2(np.fft.rfftfreq(size, 1 / SAMPLING_RATE)[1:] / 440)
+    distance = (12 * octaves + 9 - np.arange(12)[:, None] + 6) % 12 - 6  # semitones from each pitch class
+    folded = power @ (np.exp(-0.5 * distance**2) * np.exp(-0.5 * ((octaves - 1) / 2) ** 2)).T
+    return folded / np.maximum(np.linalg.norm(folded, axis=1, keepdims=True), 1e-9)
+
+
+def librosa_chroma_cosine(target: np.ndarray, output: np.ndarray) -> float:
+    """Mean cosine of the two clips' `librosa_chroma`."""
+    return float((librosa_chroma(target) * librosa_chroma(output)).sum(1).mean())
+
+
+def high_energy(wave: np.ndarray) -> float:
+    """Energy above 4 kHz, summed over frames."""
+    return float((magnitudes(wave)[:, WINDOW // 4 :] ** 2).sum())
+
+
 def tune_measures(wave: np.ndarray) -> dict[str, float]:
     """Whether a clip [T] is a tune and not noise.
 

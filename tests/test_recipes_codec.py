@@ -1,0 +1,129 @@
+"""The recipe's codec training: quantiser, losses, and the order of its stages."""
+
+import importlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Imports a recipe module by name, as a script in that folder does."""
+    monkeypatch.syspath_prepend(RECIPES)
+    return importlib.import_module
+
+
+def test_the_second_loss_has_its_share_of_the_gradient_whatever_its_size(recipe):
+    """Of 3 * a and 1000 * b: lengths 3 and 1000 before; 3 and .5 * 3 after."""
+    losses = recipe("codec_losses")
+    source = torch.zeros(2, requires_grad=True)
+    output = source * 1.0
+    losses.balanced_backward(output, 3 * output[0], 1000 * output[1], share=0.5)
+    assert source.grad.tolist() == pytest.approx([3.0, 1.5])
+
+
+def test_hinge_losses_by_hand(recipe):
+    losses = recipe("codec_losses")
+    real, fake = [torch.tensor([2.0, 0.0])], [torch.tensor([-2.0, 0.5])]
+    # real: (0 + 1) / 2; fake: (0 + 1.5) / 2
+    assert losses.discriminator_loss(real, fake).item() == pytest.approx(0.5 + 0.75)
+    features = [[torch.tensor([1.0, -3.0])]]
+    # doubt: (3 + .5) / 2; features: mean |difference| 1 over mean |real| 2
+    moved = [[torch.tensor([2.0, -2.0])]]
+    assert losses.adversarial_loss(fake, features, moved).item() == pytest.approx(1.75 + 0.5)
+
+
+def test_reconstruction_is_nothing_only_for_the_same_wave(recipe):
+    criterion = recipe("codec_losses").ReconstructionLoss()
+    wave = 0.1 * torch.randn(2, 6400, generator=torch.Generator().manual_seed(0))
+    assert criterion(wave, wave, 0.4).item() == pytest.approx(0, abs=1e-6)
+    # Silence: 1 for the wave, and 1 in all for spectra and magnitudes, each relative to the target's own.
+    assert criterion(wave, 0 * wave, 0.0).item() == pytest.approx(2, abs=0.01)
+    assert criterion.mel_distance(wave, -wave).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_codebooks_start_where_the_latents_are_and_pass_the_gradient_through(recipe):
+    """Four codebooks of 1,024 entries hold 1,200 latents nearly exactly: what each leaves over shrinks."""
+    codec, quantiser = recipe("codec"), recipe("quantiser")
+    torch.manual_seed(0)
+    model = codec.build()
+    latents = torch.randn(3, codec.DIMENSION, 400)
+    vectors = latents.transpose(1, 2).reshape(-1, codec.DIMENSION)
+    quantiser.initialise_codebooks(model, vectors, batch_vectors=160)
+    latents.requires_grad_(True)
+    value, commitment = quantiser.quantise(model, latents, update=False)
+    assert (value - latents).pow(2).mean() < 0.2 * latents.pow(2).mean()
+    assert commitment > 0
+    value.sum().backward()
+    assert torch.equal(latents.grad, torch.ones_like(latents))
+
+
+def test_dead_entries_restart_at_latents_of_the_batch(recipe):
+    codec, quantiser = recipe("codec"), recipe("quantiser")
+    torch.manual_seed(0)
+    model = codec.build()
+    latents = torch.randn(2, codec.DIMENSION, 100)
+    far = torch.full((codec.DIMENSION,), 100.0)
+    for book in quantiser.codebooks(model):
+        book.embed[:] = far
+        book.embed_avg[:] = 0
+        book.cluster_size[:] = 0
+    quantiser.quantise(model, latents, update=True)
+    vectors = latents.transpose(1, 2).reshape(-1, codec.DIMENSION)
+    first = quantiser.codebooks(model)[0].embed
+    near = torch.cdist(first, vectors, compute_mode="donot_use_mm_for_euclid_dist").min(1).values < 1e-3
+    assert near.float().mean() > 0.99
+
+
+def test_the_stages_follow_the_time_and_never_go_back(recipe):
+    codec = recipe("codec")
+    begins = dict(codec.STAGES)
+    for name, begin in begins.items():
+        assert codec.Budget(10, 600 * begin + 1e-6).stage() == name
+    assert codec.Budget(1000, 60.0).stage("decoder") == "decoder"  # the budget was raised after the encoder was frozen
+
+
+def test_only_the_decoder_learns_once_the_codes_are_fixed(recipe):
+    codec = recipe("codec")
+    torch.manual_seed(0)
+    model = codec.build()
+    wave = 0.1 * torch.randn(2, codec.CROP)
+    for stage, is_frozen in (("continuous", False), ("decoder", True)):
+        model.zero_grad()
+        output, _ = codec.decode_crops(model, wave, stage)
+        assert output.shape == wave.shape
+        output.pow(2).sum().backward()
+        assert all((p.grad is None) == is_frozen for p in model.encoder.parameters())
+        assert all(p.grad is not None for p in model.decoder.parameters())
+
+
+def test_the_package_and_transformers_agree_on_the_codec(recipe, tmp_path):
+    codec, quantiser = recipe("codec"), recipe("quantiser")
+    torch.manual_seed(0)
+    model = codec.build().eval()
+    wave = 0.1 * torch.randn(1, 1, 16_000)
+    with torch.no_grad():
+        latents = model.encoder(wave).transpose(1, 2).reshape(-1, codec.DIMENSION)
+    quantiser.initialise_codebooks(model, latents.repeat(30, 1) + 0.01 * torch.randn(1500, codec.DIMENSION), 160)
+    parity = codec.convert(model, tmp_path / "codec", wave)
+    assert parity["codes_equal"]
+    assert parity["codes_shape"] == [1, 4, 50]
+    assert parity["largest_wave_difference"] < 1e-5
+    assert pytest.approx(4 * math.log2(1024) * 50 / 1000) == codec.BANDWIDTH
+
+
+def test_what_a_codec_keeps_is_measured(recipe):
+    measures, codec_measures = recipe("measures"), recipe("codec_measures")
+    time = np.arange(32_000) / 16_000
+    a, e = (np.sin(2 * np.pi * f * time).astype(np.float32) for f in (440, 659.3))
+    for cosine in (measures.chroma_cosine, measures.librosa_chroma_cosine):
+        assert cosine(a, 0.3 * a) == pytest.approx(1, abs=1e-4)
+        assert cosine(a, e) < 0.1
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    assert codec_measures.si_sdr_db(a, 0.2 * (a + noise)) == pytest.approx(10 * np.log10(0.5 / 0.01), abs=0.1)
+    assert measures.signal_to_noise_db(a, 0.2 * (a + noise)) < 2.1  # which the plain ratio calls bad
