@@ -31,6 +31,7 @@ types: $(STAMP)
 # How the bundled models were made; hours. See recipes/README.md.
 tiny: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r recipes/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r recipes/requirements-alone.txt
 	$(BIN)/python recipes/run.py --work build/tiny
 
 clean:

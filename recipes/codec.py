@@ -3,16 +3,16 @@
     python recipes/codec.py --work build/tiny --minutes 90
 
 Trained with the `encodec` package's network, since transformers' EncodecModel passes no gradient to its encoder, and
-saved as transformers' EncodecModel. Four stages, by share of the time:
+saved as transformers' EncodecModel. It starts as a lapped cosine transform (codec_start.py) whose coefficients k-means
+gives codebooks. Three stages, by share of the time:
 
-1. continuous: no quantiser;
-2. quantised: codebooks from k-means on the latents, then by exponential averages (quantiser.py);
-3. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 4 of the recipe can begin
+1. quantised: all of it learns, the codebooks by exponential averages (quantiser.py);
+2. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 4 of the recipe can begin
    beside it, and more minutes for the decoder later leave the generator valid;
-4. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first.
+3. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first.
 
-What it leaves out: EnCodec's entropy coder and its own strides (8 5 4 2), which do not leave silence in this time on a CPU;
-two large strides and an LSTM do within a minute.
+What it leaves out: EnCodec's entropy coder and its own strides (8 5 4 2), which from random weights do not leave silence in
+this time on a CPU.
 """
 
 import math
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from codec_losses import ReconstructionLoss, adversarial_loss, balanced_backward, discriminator_loss, freeze
 from codec_measures import evaluate
+from codec_start import start_from_cosines
 from common import (
     CODEBOOK_SIZE,
     FRAME_RATE,
@@ -50,21 +51,20 @@ from quantiser import initialise_codebooks, quantise
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
 
-DIMENSION, N_FILTERS, RATIOS = 128, 32, [20, 16]
+DIMENSION, N_FILTERS, RATIOS = 128, 32, [1, 20, 16]  # a last stage at the frame rate, 256 wide
 BANDWIDTH = N_CODEBOOKS * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000  # kbit/s
 CROP = 6400  # samples, 0.4 s
 STAGES = (
-    ("continuous", 0.0),
-    ("quantised", 0.25),
-    ("decoder", 0.55),
-    ("adversarial", 0.7),
+    ("quantised", 0.0),
+    ("decoder", 0.5),
+    ("adversarial", 0.6),
 )  # share of time at the start
-STAGE_ORDER = {name: index for index, (name, _) in enumerate(STAGES)}
+STAGE_ORDER = {"start": -1} | {name: index for index, (name, _) in enumerate(STAGES)}
 FROZEN_STAGES = ("decoder", "adversarial")  # encoder and codebooks stay
-BATCH = {"continuous": 4, "quantised": 8, "decoder": 8, "adversarial": 4}  # crops a step
-LEARNING_RATE = (1e-3, 5e-5)  # at the start, at the end of the cosine
+BATCH = {"quantised": 8, "decoder": 8, "adversarial": 4}  # crops a step
+LEARNING_RATE, WARMUP_STEPS = (1e-3, 3e-5), 200  # at the start, at the end of the cosine
 COMMITMENT = 0.25
-LOG_MEL_WEIGHT = (0.02, 0.4)  # at the start, at the end: first the notes, then the timbre
+LOG_MEL_WEIGHT = (0.1, 0.4)  # at the start, at the end: first the notes, then the timbre
 DISCRIMINATOR_FILTERS, DISCRIMINATOR_RATE = 8, 3e-4
 DISCRIMINATOR_ALONE, ADVERSARIAL_SHARE = 400, 0.5  # steps; share of the reconstruction's gradient
 SAVE_EVERY_S = 120
@@ -100,16 +100,23 @@ class Budget:
     def done(self) -> float:
         return self.seconds / self.total
 
-    def stage(self, reached: str = STAGES[0][0]) -> str:
+    def stage(self, reached: str = "start") -> str:
         """The stage of this moment, never one before `reached`: a longer budget does not unfreeze the encoder."""
         by_time = max(index for index, (_, begin) in enumerate(STAGES) if begin <= self.done)
-        return STAGES[max(by_time, [name for name, _ in STAGES].index(reached))][0]
+        return STAGES[max(by_time, STAGE_ORDER[reached])][0]
+
+    def decay(self) -> float:
+        """From 1 to 0 along a cosine, once until the encoder is frozen and once more for the decoder alone."""
+        freezing = dict(STAGES)[FROZEN_STAGES[0]]
+        done = self.done / freezing if self.done < freezing else (self.done - freezing) / (1 - freezing)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def begin_stage(args, model: EncodecPackageModel, stage: str, clips: np.ndarray, rng: np.random.Generator) -> None:
     """What has to be done once: k-means for the codebooks, or a first conversion when the codes are what they will be."""
     if stage == "quantised":
         n_batches = 2 if args.tiny else 15
+        start_from_cosines(model, RATIOS, random_crops(clips, 200, CROP * 2, rng)[0])
         with torch.no_grad():
             crops = [random_crops(clips, 40, CROP * 2, rng)[0] for _ in range(n_batches)]
             latents = torch.cat([model.encoder(c[:, None]).transpose(1, 2).reshape(-1, DIMENSION) for c in crops])
@@ -121,13 +128,12 @@ def begin_stage(args, model: EncodecPackageModel, stage: str, clips: np.ndarray,
         model.train()
 
 
-def decode_crops(model: EncodecPackageModel, wave: Tensor, stage: str) -> tuple[Tensor, Tensor | float]:
+def decode_crops(model: EncodecPackageModel, wave: Tensor, stage: str) -> tuple[Tensor, Tensor]:
     """Crops [B, T] through the codec as far as `stage` has it, and the commitment loss."""
-    is_frozen, commitment = stage in FROZEN_STAGES, 0.0
+    is_frozen = stage in FROZEN_STAGES
     with torch.set_grad_enabled(not is_frozen):
         latents = model.encoder(wave[:, None])
-        if stage != "continuous":
-            latents, commitment = quantise(model, latents, update=not is_frozen)
+        latents, commitment = quantise(model, latents, update=not is_frozen)
     return model.decoder(latents)[:, 0, :CROP], commitment
 
 
@@ -156,7 +162,7 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
     opponent = torch.optim.AdamW(discriminator.parameters(), lr=DISCRIMINATOR_RATE, betas=(0.5, 0.9))
     folder, opponent_folder = args.work / "codec_training", args.work / "codec_training_discriminator"
     progress = load_training_state(folder, model, optimizer)
-    progress = progress or {"step": 0, "seconds": 0.0, "stage": STAGES[0][0], "steps": dict.fromkeys(dict(STAGES), 0)}
+    progress = progress or {"step": 0, "seconds": 0.0, "stage": "start", "steps": dict.fromkeys(dict(STAGES), 0)}
     load_training_state(opponent_folder, discriminator, opponent)
     if progress["step"]:
         say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
@@ -170,8 +176,8 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
         ]:
             begin_stage(args, model, name, clips, rng)
         progress["stage"] = stage
-        decay = 0.5 * (1 + math.cos(math.pi * done))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE[1] + (LEARNING_RATE[0] - LEARNING_RATE[1]) * decay
+        rate = LEARNING_RATE[1] + (LEARNING_RATE[0] - LEARNING_RATE[1]) * budget.decay()
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
         wave, _ = random_crops(clips, BATCH[stage], CROP, rng)
         output, commitment = decode_crops(model, wave, stage)
         mel_weight = LOG_MEL_WEIGHT[0] + (LOG_MEL_WEIGHT[1] - LOG_MEL_WEIGHT[0]) * done

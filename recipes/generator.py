@@ -40,6 +40,7 @@ BATCH = 8  # crops; half as many whole clips
 FROM_START = 0.5  # of the crops begin where the clip begins
 NULL_TEXT = 0.1  # of the prompts are left out
 LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 200
+EMBEDDING_SPREAD, HEAD_SPREAD = 0.35, 0.05  # four embeddings are added to positions of spread .7
 SAVE_EVERY_S = 120
 
 
@@ -60,12 +61,34 @@ def build(codec: EncodecModel) -> MusicRLForConditionalGeneration:
     model = MusicRLForConditionalGeneration._from_config(config, attn_implementation=attention)
     model.audio_encoder.load_state_dict(codec.state_dict())
     model.freeze_codec()
+    start_from_codebooks(model)
     generation = model.generation_config
     generation.do_sample = True
     generation.guidance_scale = 3.0
     generation.max_length = CROP_S * FRAME_RATE + N_CODEBOOKS - 1  # stock `generate` then gives exactly five seconds
     model.restore_audio_token_ids()
     return model
+
+
+@torch.no_grad()
+def start_from_codebooks(model: MusicRLForConditionalGeneration) -> None:
+    """Give codes that sound alike embeddings and output weights that are alike, in place.
+
+    Each codebook's entries are turned into the decoder's width by a random rotation. Drawn one by one, as small as
+    MusicGen draws them, embeddings drown in the positions' sines until each of the 4 x 1,024 has been met many times.
+    """
+    for layer, table, head in zip(
+        model.audio_encoder.quantizer.layers,
+        model.decoder.model.decoder.embed_tokens,
+        model.decoder.lm_heads,
+        strict=True,
+    ):
+        entries = layer.codebook.embed - layer.codebook.embed.mean(0)
+        width, dimension = table.weight.shape[1], entries.shape[1]
+        turned = entries @ torch.linalg.qr(torch.randn(width, width)).Q[:dimension]
+        turned = turned / turned.pow(2).mean().sqrt()
+        table.weight[:CODEBOOK_SIZE] = EMBEDDING_SPREAD * turned
+        head.weight.copy_(HEAD_SPREAD * turned)
 
 
 def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:

@@ -47,6 +47,37 @@ def test_reconstruction_is_nothing_only_for_the_same_wave(recipe):
     assert criterion.mel_distance(wave, -wave).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_all_cosine_coefficients_give_the_wave_back(recipe):
+    """Princen and Bradley: as many coefficients as samples, and each half window's alias cancels with its neighbour's."""
+    start = recipe("codec_start")
+    basis = start.cosine_basis(16, 16)
+    wave = torch.randn(1, 160, generator=torch.Generator().manual_seed(0))
+    found = start.coefficients(wave, basis)
+    assert found.shape == (1, 16, 10)
+    output = torch.zeros(1, 160 + 16)
+    for frame in range(10):  # the window of frame n begins a quarter of its length before sample 16 n
+        output[:, 16 * frame : 16 * frame + 32] += found[:, :, frame] @ basis.T
+    assert torch.allclose(output[:, 16:-16], wave[:, 8:-8], atol=1e-5)
+
+
+def test_the_codec_starts_as_that_transform_and_not_at_silence(recipe):
+    """Two tones below 3.2 kHz lie within the 128 coefficients that are carried; torch's random weights know nothing."""
+    codec, start, measures = recipe("codec"), recipe("codec_start"), recipe("measures")
+    time = torch.arange(16_000) / 16_000
+    wave = (0.1 * torch.sin(2 * math.pi * 440 * time) + 0.05 * torch.sin(2 * math.pi * 1318.5 * time))[None]
+    torch.manual_seed(0)
+    model = codec.build().eval()
+
+    def ratio() -> float:
+        with torch.no_grad():
+            return measures.signal_to_noise_db(wave.numpy(), model.decoder(model.encoder(wave[:, None]))[:, 0].numpy())
+
+    assert ratio() < 1
+    noise = torch.randn(4, 16_000, generator=torch.Generator().manual_seed(1))
+    start.start_from_cosines(model, codec.RATIOS, 0.1 * noise)
+    assert ratio() > 12
+
+
 def test_codebooks_start_where_the_latents_are_and_pass_the_gradient_through(recipe):
     """Four codebooks of 1,024 entries hold 1,200 latents nearly exactly: what each leaves over shrinks."""
     codec, quantiser = recipe("codec"), recipe("quantiser")
@@ -93,7 +124,7 @@ def test_only_the_decoder_learns_once_the_codes_are_fixed(recipe):
     torch.manual_seed(0)
     model = codec.build()
     wave = 0.1 * torch.randn(2, codec.CROP)
-    for stage, is_frozen in (("continuous", False), ("decoder", True)):
+    for stage, is_frozen in (("quantised", False), ("decoder", True)):
         model.zero_grad()
         output, _ = codec.decode_crops(model, wave, stage)
         assert output.shape == wave.shape
