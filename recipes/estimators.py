@@ -11,6 +11,7 @@ from measures import HOP, WINDOW, chroma, magnitudes
 from scipy.signal import medfilt
 
 ONSET_WINDOW, ONSET_HOP, ONSET_BANDS = 1024, 160, 40  # samples, samples (10 ms), mel bands
+ONSET_FILTERS = mel_filters(ONSET_WINDOW, ONSET_BANDS).numpy().T
 ONSET_FLOOR = 1e-4  # of the loudest band's power: quieter rises are not heard
 TREND_FRAMES = 50  # half a second
 PULSE_S, N_PULSES = (0.2, 1.3), 200  # beats, or parts of beats, that are looked for
@@ -41,7 +42,7 @@ def onset_strength(wave: np.ndarray) -> np.ndarray:
     """Rise of the log energy over 20 ms [frames], a mean over mel bands, every 10 ms, less its mean around."""
     frames = np.lib.stride_tricks.sliding_window_view(wave, ONSET_WINDOW)[::ONSET_HOP]
     power = np.abs(np.fft.rfft(frames * np.hanning(ONSET_WINDOW).astype(np.float32), axis=1)) ** 2
-    bands = power @ mel_filters(ONSET_WINDOW, ONSET_BANDS).numpy().T
+    bands = power @ ONSET_FILTERS
     level = np.log(bands / max(bands.max(), 1e-9) + ONSET_FLOOR)
     rise = np.maximum(level[2:] - level[:-2], 0).mean(1)
     return rise - np.convolve(rise, np.ones(TREND_FRAMES) / TREND_FRAMES, "same")
@@ -89,7 +90,8 @@ def key(wave: np.ndarray, profiles: np.ndarray) -> tuple[int, int]:
 
     Krumhansl and Kessler's (1982) way, with `profiles` [2, 12] from `key_profiles` for their listeners' ratings.
     """
-    fit = [[np.roll(profile, tonic) @ pitch_classes(wave) for tonic in range(12)] for profile in profiles]
+    heard = pitch_classes(wave)
+    fit = [[np.roll(profile, tonic) @ heard for tonic in range(12)] for profile in profiles]
     third, tonic = np.unravel_index(np.argmax(fit), (2, 12))
     return int(tonic), int(third)
 

@@ -18,7 +18,6 @@ from arrange import NOTE_NAMES
 from classifier import truths
 from common import SAMPLING_RATE, load_clips, record, say, stage_arguments, start, to_float
 from judges import JUDGED_S, Judges, agreement, count_faults
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from musicrl_hf.bundled import resolve
@@ -33,7 +32,6 @@ ARTICLE_PROMPTS = [
     "a dance tune with a melodic synth line and arpeggio",
     "a nostalgic tune played by an accordion band",
 ]
-TEMPO_ORDER = ("slow", "moderate", "fast")
 
 
 def named_facts(text: str) -> dict[str, bool]:
@@ -70,9 +68,6 @@ def figures(heard: dict, rows: list[dict], prompts: list[str], reference: Tensor
         "caption": round(float(right[::2].float().mean()), 3),
         "paraphrase": round(float(right[1::2].float().mean()), 3),
     }
-    notes = [row["notes_per_s"] for row in heard["measures"]]
-    asked = [TEMPO_ORDER.index(row["tempo"]) for row in rows]
-    found["tempo_word_spearman"] = round(float(spearmanr(asked, notes).statistic), 3)
     found["scale_share"] = round(float(np.mean([row["scale_share"] for row in heard["measures"]])), 4)
     found["frechet_distance"] = round(frechet_distance(reference, heard["embedding"]), 3)
     return found | {"faulty_clips": count_faults(heard), "medians": medians(heard)}

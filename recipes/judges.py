@@ -182,7 +182,8 @@ def reliability(judges: Judges, clips: np.ndarray, rows: list[dict]) -> dict:
     of_solo = {
         name: [values[i] for i in solo] if isinstance(values, list) else values[solo] for name, values in heard.items()
     }
-    found["unaccompanied"] = agreement(of_solo, [rows[i] for i in solo], everywhere[solo], everywhere[solo])
+    on_solo = agreement(of_solo, [rows[i] for i in solo], everywhere[solo], everywhere[solo])
+    found["unaccompanied"] = {name: share for name, share in on_solo.items() if name not in ("backing", "drums")}
     found["faulty_clips"] = count_faults(heard)
     return found
 
