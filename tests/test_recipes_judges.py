@@ -256,4 +256,19 @@ def test_the_bundled_generator_is_judged(recipe, tmp_path, monkeypatch):
     assert found["real"]["scale_share_of_real"] == 1.0 > found["random_codes"]["scale_share_of_real"]
     assert found["real_through_codec"]["frechet_distance_of_codec"] == 1.0
     assert found["real"]["faulty_clips"] == {"silent": 0, "clipped": 0, "stuck": 0}
-    assert len(list((tmp_path / "judge").glob("real_*.wav"))) == 4
+    assert len(list((tmp_path / "judge").glob("real_0*.wav"))) == 4
+
+
+def test_a_codec_is_measured_by_the_first_seconds_of_each_clip(recipe):
+    """An untrained codec gives noise for all clips alike: at most one instrument of two can be named behind it."""
+    codec, classifier, judges = recipe("codec"), recipe("classifier"), recipe("judges")
+    torch.manual_seed(0)
+    model = codec.EncodecModel(codec.transformers_config()).eval()
+    judge = judges.Judges(classifier.Classifier(), np.eye(2, 12))
+    clips = np.stack([scale_clip(0, MAJOR, 6.0), clicks(90, 6.0)])
+    audio = torch.from_numpy(clips[:, : judges.JUDGED_S * RATE])
+    names = list(recipe("captions").INSTRUMENTS)
+    rows = [{"instrument": names[i], "backing": "none"} for i in classifier.hear(judge.classifier, audio)["instrument"]]
+    found = codec.measure_instruments(judge, model, (clips * 32767).astype(np.int16), rows)
+    assert found["original"] == 1.0  # the rows say what is heard
+    assert found["kept"] == found["decoded"] in (0.0, 0.5, 1.0)
