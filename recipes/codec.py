@@ -1,4 +1,4 @@
-"""Stage 3: an EnCodec at 16 kHz, 50 frames a second, 4 codebooks of 1,024 entries (2.0 kbit/s).
+"""Stage 4: an EnCodec at 16 kHz, 50 frames a second, 4 codebooks of 1,024 entries (2.0 kbit/s).
 
     python recipes/codec.py --work build/tiny --minutes 90
 
@@ -7,7 +7,7 @@ saved as transformers' EncodecModel. It starts as a lapped cosine transform (cod
 gives codebooks. Three stages, by share of the time:
 
 1. quantised: all of it learns, the codebooks by exponential averages (quantiser.py);
-2. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 4 of the recipe can begin
+2. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 5 of the recipe can begin
    beside it, and more minutes for the decoder later leave the generator valid;
 3. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first.
 
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from classifier import instruments_kept
 from codec_losses import ReconstructionLoss, adversarial_loss, balanced_backward, discriminator_loss, freeze
 from codec_measures import evaluate
 from codec_start import start_from_cosines
@@ -46,6 +47,7 @@ from encodec import EncodecModel as EncodecPackageModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.msstftd import MultiScaleSTFTDiscriminator
 from encodec.quantization import ResidualVectorQuantizer
+from judges import JUDGED_S, Judges
 from measures import signal_to_noise_db
 from quantiser import initialise_codebooks, quantise
 from torch import Tensor, nn
@@ -69,6 +71,7 @@ DISCRIMINATOR_FILTERS, DISCRIMINATOR_RATE = 8, 3e-4
 DISCRIMINATOR_ALONE, ADVERSARIAL_SHARE = 400, 0.5  # steps; share of the reconstruction's gradient
 SAVE_EVERY_S = 120
 MEASURED_CLIPS = 60
+INSTRUMENT_CLIPS = 288  # each instrument with each accompaniment and tempo once
 
 
 def build() -> EncodecPackageModel:
@@ -262,6 +265,14 @@ def convert(model: EncodecPackageModel, folder: Path, clip: Tensor) -> dict:
     }
 
 
+@torch.no_grad()
+def measure_instruments(judges: Judges, model: EncodecModel, clips: np.ndarray, rows: list[dict]) -> dict[str, float]:
+    """`instruments_kept` on the first seconds of int16 clips [N, T]."""
+    audio = to_float(clips[:, : JUDGED_S * SAMPLING_RATE])
+    decoded = torch.cat([model(some[:, None]).audio_values[:, 0] for some in audio.split(20)])
+    return instruments_kept(judges.classifier, audio, decoded, rows)
+
+
 def main() -> None:
     args = stage_arguments(__doc__.splitlines()[0], minutes=90).parse_args()
     start(args)
@@ -273,11 +284,13 @@ def main() -> None:
     model.train()
     progress = train(args, model, clips)
     model.eval()
-    held_out, _ = load_clips(args.work, "test")
+    held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
     converted = use_fast_elu(EncodecModel.from_pretrained(folder).eval())
     n_clips = 4 if args.tiny else MEASURED_CLIPS
     results = evaluate(converted, held_out[:n_clips])
+    measured = slice(n_clips if args.tiny else INSTRUMENT_CLIPS)
+    results["instruments"] = measure_instruments(Judges.load(args.work), converted, held_out[measured], rows[measured])
     other_font, _ = load_clips(args.work, "test_other_font")
     results["other_sound_font"] = evaluate(converted, other_font[:n_clips])
     size = sum(p.numel() for p in model.encoder.parameters()) + sum(p.numel() for p in model.decoder.parameters())

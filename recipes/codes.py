@@ -1,8 +1,8 @@
-"""Stage 4: all clips as codes [N, K, F], int16, in codes_SPLIT.safetensors.
+"""Stage 5: all clips as codes [N, K, F], int16, in codes_SPLIT.safetensors.
 
     python recipes/codes.py --work build/tiny
 
-The file grows as it goes, so stage 5 can begin beside it, and a second start goes on where the first one stopped.
+The file grows as it goes, so stage 6 can begin beside it, and a second start goes on where the first one stopped.
 """
 
 import os

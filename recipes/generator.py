@@ -1,4 +1,4 @@
-"""Stage 5: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
+"""Stage 6: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
 
     python recipes/generator.py --work build/tiny --minutes 62      trains and writes the bundled folder
     python recipes/generator.py --work build/tiny --export          only writes it, from the last saved step
@@ -179,7 +179,7 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions) -> d
         if time.time() - saved_at > SAVE_EVERY_S:
             saved_at = time.time()
             save_training_state(folder, model, optimizer, progress)
-            codes = load_file(args.work / "codes_train.safetensors")["codes"]  # stage 4 may still be adding to it
+            codes = load_file(args.work / "codes_train.safetensors")["codes"]  # stage 5 may still be adding to it
     save_training_state(folder, model, optimizer, progress)
     return progress
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-STAGES = ("corpus", "render", "codec", "codes", "generator", "adherence", "quality", "listen")
+STAGES = ("corpus", "render", "judges", "codec", "codes", "generator", "adherence", "quality", "judge")
 
 
 def main() -> None:
