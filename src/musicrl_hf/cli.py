@@ -114,6 +114,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     generate.add_argument(
         "--guidance_scale", type=float, default=3.0, help="classifier-free guidance, 1 for none (3.0)"
     )
+    generate.add_argument("--device", help=_DEVICE_HELP)
+    generate.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16 (float32)")
     generate.set_defaults(run=_generate)
 
     score = commands.add_parser(
@@ -122,6 +124,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     score.add_argument("clips", nargs="+", type=Path, help="audio files")
     score.add_argument("--reward", action="append", required=True, help=_REWARD_HELP)
     score.add_argument("--prompt", required=True, help="what the clips were asked to be")
+    score.add_argument("--device", help=_DEVICE_HELP)
     score.set_defaults(run=_score)
 
     importer = commands.add_parser("import", help="preferences or votes from elsewhere")
@@ -175,6 +178,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     return parser, dict(commands.choices)
 
 
+_DEVICE_HELP = "cpu, cuda, mps ... (the accelerator that there is, else the CPU)"
 _REWARD_HELP = (
     'adherence[:MODEL], quality[:MODEL], preference:MODEL or module:function, each with "weight*" before it if wanted; '
     "give --reward several times to see several"
@@ -210,6 +214,7 @@ def _fields_only(words: list[str], source: str) -> list[str]:
 
 def _generate(arguments: argparse.Namespace) -> None:
     from .audio import MAX_DURATION_S, write_audio
+    from .devices import find_device, find_dtype
     from .generator import load_generator
     from .places import find_model
     from .sampling import check_sampling
@@ -232,7 +237,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             f"`output`: {there[0]} is there already; name a file, as in -o another.wav or -o {output}."
         )
     find_model(arguments.model, "musicgen", "model")
-    model = load_generator(arguments.model)
+    model = load_generator(arguments.model, dtype=find_dtype(arguments.dtype), device=find_device(arguments.device))
     clips = model.sample(
         [arguments.prompt] * arguments.number,
         duration_s=arguments.duration,
@@ -248,7 +253,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     from .rewards.scoring import score_clips
 
-    print(score_clips(arguments.reward, arguments.prompt, arguments.clips))
+    print(score_clips(arguments.reward, arguments.prompt, arguments.clips, arguments.device))
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -366,7 +366,11 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
 
 
 def load_generator(
-    name_or_path: str | os.PathLike, *, adapter: str | None = None, dtype: torch.dtype = torch.float32
+    name_or_path: str | os.PathLike,
+    *,
+    adapter: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> MusicRLForConditionalGeneration:
     """Load a generator by bundled name, folder or Hub id; an adapter is merged into the base that it names.
 
@@ -374,7 +378,8 @@ def load_generator(
         name_or_path: a generator, or a PEFT adapter (whose base is then loaded the same way, so that an adapter on an
             adapter works too).
         adapter: a PEFT adapter to merge on top.
-        dtype: of the weights in memory.
+        dtype: of the weights in memory, but for the codec's, which stay in float32: in half precision it hisses.
+        device: where to; `find_device()` names the accelerator that there is.
     """
     from peft import PeftConfig, PeftModel
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -387,4 +392,5 @@ def load_generator(
         model = MusicRLForConditionalGeneration.from_pretrained(source, dtype=dtype)
     if adapter is not None and resolve(adapter) != source:
         model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
-    return model.eval()
+    model.audio_encoder.float()
+    return model.to(device).eval()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..places import find_model
 from .adherence import AdherenceReward
@@ -96,6 +96,15 @@ class CombinedReward:
 def _standardised(scores: Tensor) -> Tensor:
     mean = scores.mean(-1, keepdim=True)
     return (scores - mean) / (scores.std(-1, keepdim=True, correction=0) + 1e-4)
+
+
+def move_reward(reward: Reward, device: torch.device) -> None:
+    """Move a reward's models, in place; a plain function stays where it is."""
+    if isinstance(reward, CombinedReward):
+        for part in reward.rewards.values():
+            move_reward(part, device)
+    elif isinstance(reward, nn.Module | AdherenceReward):
+        reward.to(device)
 
 
 def load_reward(spec: str) -> Reward:

@@ -7,7 +7,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..audio import read_audio
-from .combine import find_rewards
+from ..devices import find_device
+from .combine import find_rewards, move_reward
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,16 @@ class ScoreTable:
         return "\n".join(lines)
 
 
-def score_clips(specs: Sequence[str] | str, prompt: str | Sequence[str], paths: Sequence[str | Path]) -> ScoreTable:
+def score_clips(
+    specs: Sequence[str] | str, prompt: str | Sequence[str], paths: Sequence[str | Path], device: str | None = None
+) -> ScoreTable:
     """Score audio files.
 
     Args:
         specs: rewards, as `load_rewards` takes them.
         prompt: one text for all clips, or one a clip.
         paths: audio files of at most 30 s; rates and channels may differ.
+        device: where the rewards run, see `find_device`.
 
     Raises:
         ValueError: no clips, another number of prompts than clips, a clip that cannot be read, an unknown reward.
@@ -63,7 +67,9 @@ def score_clips(specs: Sequence[str] | str, prompt: str | Sequence[str], paths: 
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"`paths`: there is no file {', '.join(missing)}; give audio files that exist.")
+    where = find_device(device)
     reward = load()
+    move_reward(reward, where)
     scores: dict[str, list[float]] = {name: [] for name in reward.rewards}
     if len(reward.rewards) > 1 or set(reward.weights.values()) != {1.0}:
         scores["total"] = []

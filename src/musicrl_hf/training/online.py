@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler, get_callable_name
 
 from ..audio import MAX_DURATION_S
 from ..flat import FlatMusicRLForCausalLM, check_sampled_is_scored, unflatten_codes
 from ..generator import MusicRLForConditionalGeneration
-from ..rewards import AdherenceReward, CombinedReward, Reward, check_scores, load_rewards
+from ..rewards import CombinedReward, Reward, check_scores, load_rewards
+from ..rewards.combine import move_reward
 from .callbacks import SampleWriter
 from .job import TrainingJob, option, read_prompts, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
@@ -52,14 +53,6 @@ class ClipReward:
             else:
                 scores = self.reward(prompts, audio, rate)
         return check_scores(scores, len(prompts), self.__name__).tolist()
-
-
-def _move(reward: Reward, device: torch.device) -> None:
-    if isinstance(reward, CombinedReward):
-        for part in reward.rewards.values():
-            _move(part, device)
-    elif isinstance(reward, nn.Module | AdherenceReward):
-        reward.to(device)
 
 
 class Rollouts:
@@ -200,7 +193,7 @@ class RolloutTrainer(FlatTrainer):
             peft_config=peft_config,
         )
         for reward in rewards:
-            _move(reward, self.accelerator.device)  # type: ignore[attr-defined]
+            move_reward(reward, self.accelerator.device)  # type: ignore[attr-defined]
         check_sampled_is_scored(self.generation_config)  # type: ignore[attr-defined]
         if anchor is not None and self.ref_model is None and args.beta != 0:  # type: ignore[has-type]
             # With an adapter TRL takes the model without it; the caller named another anchor.

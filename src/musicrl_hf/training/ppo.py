@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..rewards import AdherenceReward, CombinedReward, Reward, check_scores, load_rewards
+from ..rewards import CombinedReward, Reward, check_scores, load_rewards
+from ..rewards.combine import move_reward
 from . import losses
 from .callbacks import KLBudget, SampleWriter
 from .job import read_prompts, run_trainer
@@ -369,9 +370,7 @@ def run_ppo(job: PPOJob) -> Path:
     held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
     args = job.trainer_config()
     reward = load_rewards(job.reward, job.normalise)
-    for part in reward.rewards.values():
-        if isinstance(part, nn.Module | AdherenceReward):
-            part.to(args.device)
+    move_reward(reward, args.device)
     generator = load_generator(job.model)
     lora = job.peft_config()
     model = generator if lora is None else add_lora(generator, lora, job.model)

@@ -1,0 +1,43 @@
+"""Where models run, and in which precision, outside of training (trainers ask Accelerate)."""
+
+import os
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device with this name; without one the accelerator that torch finds (CUDA, MPS, ...), else the CPU.
+
+    `ACCELERATE_USE_CPU=true` keeps to the CPU, as it does for the trainers.
+
+    Raises:
+        ValueError: a name that torch does not know, or a device that is not there.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name is None:
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        found = None if on_cpu else torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` = {name!r} cannot be used here ({reason}); give cpu, or none to choose.") from None
+    return device
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """The precision with this name.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {name!r}.")
+    return DTYPES[name]
