@@ -74,6 +74,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
 
     config: MusicRLConfig
     config_class = MusicRLConfig
+    _keep_in_fp32_modules_strict = ["audio_encoder"]  # in half precision a codec hisses
     tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
@@ -378,7 +379,7 @@ def load_generator(
         name_or_path: a generator, or a PEFT adapter (whose base is then loaded the same way, so that an adapter on an
             adapter works too).
         adapter: a PEFT adapter to merge on top.
-        dtype: of the weights in memory, but for the codec's, which stay in float32: in half precision it hisses.
+        dtype: of the weights in memory, but for the codec's, which stay in float32.
         device: where to; `find_device()` names the accelerator that there is.
     """
     from peft import PeftConfig, PeftModel
@@ -392,5 +393,4 @@ def load_generator(
         model = MusicRLForConditionalGeneration.from_pretrained(source, dtype=dtype)
     if adapter is not None and resolve(adapter) != source:
         model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
-    model.audio_encoder.float()
     return model.to(device).eval()
