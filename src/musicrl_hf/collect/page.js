@@ -1,0 +1,395 @@
+// The listening page. Gradio runs this once, with `element` (page.html), `props` (its settings) and `server` (the questions of
+// service.py). Nothing that comes from the server is put into the page as HTML, except the ranking, which is escaped there.
+const settings = props.settings;
+const find = selector => element.querySelector(selector);
+const all = selector => [...element.querySelectorAll(selector)];
+const SIDES = ["a", "b"];
+const BARS = 90;
+
+// -- what this browser keeps ---------------------------------------------------------------------------------------------
+
+const kept = {
+  get(name, storage = localStorage) {
+    try { return storage.getItem(`musicrl.${settings.collection}.${name}`); } catch { return this.here[name] ?? null; }
+  },
+  set(name, value, storage = localStorage) {
+    this.here[name] = value;
+    const key = `musicrl.${settings.collection}.${name}`;
+    try { value === null ? storage.removeItem(key) : storage.setItem(key, value); } catch { /* private window: until it closes */ }
+  },
+  here: {},
+};
+
+let code = kept.get("code");
+let deal = null;
+let sending = false;
+let asking = 0; // number of the newest question for a pair: answers to older ones come too late
+let polling = null; // id of the timer that asks again
+
+async function ask(question, data = {}) {
+  try {
+    const answer = await server[question]({ code, ...data });
+    if (answer && typeof answer.ok === "boolean") return answer;
+  } catch { /* told below */ }
+  return { ok: false, offline: true, error: "The server does not answer. Your votes so far are kept: try again in a moment." };
+}
+
+function tell(text, wrong = false, where = find('[data-view="listen"] > .status')) {
+  where.textContent = text;
+  where.classList.toggle("wrong", wrong);
+}
+
+function show(name) {
+  for (const part of ["consent", "code", "busy", "pair"]) find(`.${part}`).hidden = part !== name;
+  find(".own").hidden = find(".typing").hidden = !["pair", "busy"].includes(name);
+  if (!settings.typing) find(".typing").hidden = true;
+  if (name !== "pair") stop();
+}
+
+function stop() {
+  for (const side of SIDES) players[side].audio.pause();
+}
+
+// -- two players, of which one sounds ---------------------------------------------------------------------------------------
+
+class Player {
+  constructor(side) {
+    const name = side.toUpperCase();
+    this.box = find(`.clip[data-side=${side}]`);
+    this.box.innerHTML =
+      `<div class="player"><button type="button" class="play" aria-pressed="false" aria-label="Play clip ${name}"
+         aria-keyshortcuts="${name}" disabled><svg viewBox="0 0 24 24" aria-hidden="true"><path class="start" d="M7 4v16l13-8z"/><path
+         class="pause" d="M6 4h4v16H6zM14 4h4v16h-4z"/></svg></button>
+       <div class="wave"><svg viewBox="0 0 ${BARS} 40" preserveAspectRatio="none" aria-hidden="true"><path/></svg>
+         <svg class="played" viewBox="0 0 ${BARS} 40" preserveAspectRatio="none" aria-hidden="true"><path/></svg>
+         <input type="range" min="0" max="1" step="0.1" value="0" aria-label="Position in clip ${name}"></div>
+       <span class="name">${name}</span><span class="time"><span class="at"></span><span class="heard"></span></span></div>` +
+      (settings.study ? this.rating(side, name) : "");
+    this.side = side;
+    this.button = this.box.querySelector(".play");
+    this.slider = this.box.querySelector("input[type=range]");
+    this.audio = new Audio();
+    this.audio.preload = "auto";
+    this.heard = this.last = this.least = 0;
+    this.button.addEventListener("click", () => this.toggle());
+    this.slider.addEventListener("input", () => { this.audio.currentTime = this.slider.valueAsNumber; });
+    for (const event of ["timeupdate", "pause", "ended"]) this.audio.addEventListener(event, () => this.listened());
+    this.audio.addEventListener("seeking", () => { this.last = this.audio.currentTime; this.draw(); });
+    for (const event of ["play", "pause"]) this.audio.addEventListener(event, () => this.changed());
+  }
+
+  rating(side, name) {
+    const words = ["bad", "poor", "fair", "good", "excellent"];
+    const labels = words.map((word, i) =>
+      `<label><input type="radio" name="score_${side}" value="${i + 1}" disabled><b>${i + 1}</b>${word}</label>`);
+    return `<fieldset class="rating"><legend>How good is clip ${name}, for this prompt?</legend><div>${labels.join("")}</div></fieldset>`;
+  }
+
+  async load(token, least, heard) {
+    this.least = least;
+    this.heard = heard;
+    this.last = 0;
+    this.button.disabled = true;
+    const answer = await fetch(`clip/${token}/${this.side}`);
+    if (!answer.ok) throw new Error("no clip");
+    const bytes = await answer.arrayBuffer();
+    if (this.address) URL.revokeObjectURL(this.address);
+    this.address = URL.createObjectURL(new Blob([bytes], { type: "audio/wav" }));
+    const { bars, seconds } = loudness(bytes);
+    this.seconds = seconds;
+    for (const path of this.box.querySelectorAll(".wave path"))
+      path.setAttribute("d", bars.map((bar, i) => `M${i + .5} ${20 - 18 * bar}V${20 + 18 * bar + .01}`).join(""));
+    this.slider.max = seconds;
+    this.audio.src = this.address;
+    this.button.disabled = false;
+    this.draw();
+  }
+
+  toggle() {
+    if (this.button.disabled) return;
+    if (!this.audio.paused) return this.audio.pause();
+    players[this.side === "a" ? "b" : "a"].audio.pause();
+    if (this.audio.ended) this.audio.currentTime = 0;
+    this.last = this.audio.currentTime;
+    this.audio.play();
+  }
+
+  listened() {
+    const now = this.audio.ended ? this.seconds : this.audio.currentTime;
+    const step = now - this.last;
+    if (step > 0 && step < 2) this.heard += step; // more is a jump
+    this.last = now;
+    if (deal) kept.set("heard", JSON.stringify({ id: deal.id, a: players.a.heard, b: players.b.heard }), sessionStorage);
+    this.draw();
+    unlock();
+  }
+
+  changed() {
+    const sounding = !this.audio.paused;
+    this.button.setAttribute("aria-pressed", sounding);
+    this.button.setAttribute("aria-label", `${sounding ? "Pause" : "Play"} clip ${this.side.toUpperCase()}`);
+    this.box.classList.toggle("sounding", sounding);
+  }
+
+  get enough() { return this.heard >= this.least - .02; }
+
+  draw() {
+    const now = Math.min(this.audio.currentTime, this.seconds);
+    this.slider.value = now;
+    this.slider.setAttribute("aria-valuetext", `${now.toFixed(1)} of ${this.seconds.toFixed(1)} seconds`);
+    this.box.querySelector(".played").style.clipPath = `inset(0 ${100 - 100 * now / this.seconds}% 0 0)`;
+    this.box.querySelector(".at").textContent = `${now.toFixed(1)} / ${this.seconds.toFixed(1)} s`;
+    const heard = this.box.querySelector(".heard");
+    heard.textContent = this.enough ? "heard" : `${Math.max(0, this.least - this.heard).toFixed(0) || 0} s to hear`;
+    heard.classList.toggle("enough", this.enough);
+  }
+}
+
+// 16-bit WAV, as the server writes it: the browser's own decoder would resample, and refuses low rates.
+function loudness(bytes) {
+  const view = new DataView(bytes);
+  const channels = view.getUint16(22, true);
+  const rate = view.getUint32(24, true);
+  let at = 12;
+  while (view.getUint32(at, false) !== 0x64617461) at += 8 + view.getUint32(at + 4, true); // until "data"
+  const samples = new Int16Array(bytes.slice(at + 8, at + 8 + view.getUint32(at + 4, true)));
+  const each = Math.max(1, Math.floor(samples.length / BARS));
+  const bars = Array.from({ length: BARS }, (_, bar) => {
+    let sum = 0;
+    for (let i = bar * each; i < (bar + 1) * each; i++) sum += (samples[i] ?? 0) ** 2;
+    return Math.sqrt(sum / each);
+  });
+  const most = Math.max(...bars, 1);
+  return { bars: bars.map(bar => bar / most), seconds: samples.length / channels / rate };
+}
+
+const players = Object.fromEntries(SIDES.map(side => [side, new Player(side)]));
+
+// -- listening and voting -----------------------------------------------------------------------------------------------------
+
+async function next(pair = null) {
+  const mine = ++asking;
+  clearTimeout(polling);
+  if (code === null) return consent();
+  const answer = await ask("next", pair === null ? {} : { pair });
+  if (mine !== asking) return;
+  if (answer.unknown) return consent(answer.error);
+  if (!answer.ok) {
+    if (answer.offline) polling = setTimeout(next, 5000);
+    return tell(answer.error, true);
+  }
+  counted(answer.given);
+  if (answer.deal) return hear(answer.deal, mine);
+  deal = null;
+  if (answer.more) {
+    wait("The next pair is being made", "You have heard all that are ready. This goes on by itself.");
+    polling = setTimeout(next, 2000);
+  } else {
+    wait("That was the last pair: thank you", "You have heard every pair there is for you.", false);
+  }
+}
+
+function wait(title, text, busy = true) {
+  find("#busy-title").textContent = title;
+  find(".busy .told").textContent = text;
+  find(".busy .bar").hidden = !busy;
+  show("busy");
+}
+
+async function hear(dealt, mine) {
+  stop();
+  deal = dealt;
+  find("#prompt").textContent = deal.prompt;
+  for (const radio of all(".rating input")) { radio.checked = false; radio.disabled = true; }
+  const before = JSON.parse(kept.get("heard", sessionStorage) ?? "null");
+  const heard = before && before.id === deal.id ? before : { a: 0, b: 0 };
+  show("pair");
+  find(".choices").hidden = settings.study;
+  find(".rated").hidden = !settings.study;
+  try {
+    await Promise.all(SIDES.map(side => players[side].load(deal.clip_token, deal.least, heard[side])));
+  } catch {
+    if (mine === asking) { tell("The clips did not arrive: the page asks for them again.", true); polling = setTimeout(next, 5000); }
+    return;
+  }
+  if (mine === asking) unlock();
+}
+
+function unlock() {
+  const ready = deal !== null && !sending && SIDES.every(side => players[side].enough);
+  for (const button of all(".choices button")) button.disabled = !ready;
+  for (const radio of all(".rating input")) radio.disabled = !ready;
+  const rated = SIDES.every(side => find(`[name=score_${side}]:checked`));
+  find(".send").disabled = !(ready && rated);
+  const seconds = deal ? Math.round(deal.least * 10) / 10 : 0;
+  const opens = `opens after ${seconds} ${seconds === 1 ? "second" : "seconds"} of each clip.`;
+  const hint = !ready ? (settings.study ? `Rating ${opens}` : `Voting ${opens}`)
+    : settings.study ? "Rate both clips. Equal ratings are fine." : "Which of the two do you prefer, for this prompt?";
+  if (find(".hint").textContent !== hint) find(".hint").textContent = hint;
+}
+
+async function vote(answer) {
+  if (sending || !deal || !SIDES.every(side => players[side].enough)) return;
+  stop();
+  sending = true;
+  unlock();
+  const heard = { seconds_a: players.a.heard, seconds_b: players.b.heard };
+  const reply = await ask("vote", { token: deal.token, ...heard, ...answer });
+  sending = false;
+  if (reply.unknown) return consent(reply.error);
+  if (!reply.ok) { unlock(); return tell(reply.error, true); }
+  counted(reply.given);
+  tell(reply.counted ? "Your vote is kept." : "You had voted on this pair before: that vote counts.");
+  deal = null;
+  await next();
+  (find(".pair").hidden ? find("#busy-title") : find("#prompt")).focus();
+}
+
+function counted(given) {
+  find(".given").textContent = given === 1 ? "1 vote of yours is kept" : `${given} votes of yours are kept`;
+}
+
+for (const button of all(".choices button")) button.addEventListener("click", () => vote({ preference: button.dataset.vote }));
+for (const radio of all(".rating input")) radio.addEventListener("change", unlock);
+find(".send").addEventListener("click", () => vote(Object.fromEntries(
+  SIDES.map(side => [`score_${side}`, Number(find(`[name=score_${side}]:checked`).value)]))));
+
+// -- consent and the private code ---------------------------------------------------------------------------------------------
+
+function consent(text = "") {
+  deal = null;
+  tell(text, true);
+  show("consent");
+}
+
+for (const text of settings.consent.split("\n\n")) {
+  const paragraph = document.createElement("p");
+  const [, head, rest] = text.match(/^([A-Z][\w ]{3,24}[:.])(?= )(.*)$/s) ?? [null, "", text];
+  const strong = document.createElement("strong");
+  strong.textContent = head;
+  paragraph.append(...(head ? [strong] : []), rest);
+  find(".terms").append(paragraph);
+}
+find("[name=agree]").addEventListener("change", event => { find(".consent .primary").disabled = !event.target.checked; });
+find(".consent").addEventListener("submit", async event => {
+  event.preventDefault();
+  find(".consent .primary").disabled = true;
+  const answer = await ask("consent", { consent_id: settings.consent_id });
+  find(".consent .primary").disabled = !find("[name=agree]").checked;
+  if (!answer.ok) return tell(answer.error, true);
+  keep(answer.code);
+  reveal();
+});
+find(".known").addEventListener("click", async () => {
+  code = find(".consent [name=code]").value;
+  const answer = await ask("next");
+  if (!answer.ok) { const wrong = answer.error; code = kept.get("code"); return tell(wrong, true); }
+  keep(code);
+  tell("");
+  next();
+});
+
+function keep(value) {
+  code = value;
+  kept.set("code", value);
+}
+
+function reveal() {
+  tell("");
+  find(".secret code").textContent = code;
+  find(".copy").textContent = "Copy";
+  show("code");
+  find("#code-title").focus();
+}
+find(".copy").addEventListener("click", async () => {
+  try { await navigator.clipboard.writeText(code); find(".copy").textContent = "Copied"; } catch {
+    getSelection().selectAllChildren(find(".secret code")); // no clipboard without HTTPS: Ctrl+C does it
+    find(".copy").textContent = "Selected";
+  }
+});
+find(".go").addEventListener("click", () => next().then(() => find("#prompt").focus()));
+find(".show").addEventListener("click", reveal);
+
+// -- prompts of one's own -------------------------------------------------------------------------------------------------------
+
+find("#typed").maxLength = settings.prompt_length;
+find(".typing").addEventListener("submit", async event => {
+  event.preventDefault();
+  const answer = await ask("type", { prompt: find("#typed").value });
+  if (answer.unknown) return consent(answer.error);
+  if (!answer.ok) return tell(answer.error, true);
+  tell("");
+  find("#typed").value = "";
+  find(".typing button").disabled = true;
+  progress();
+});
+
+async function progress() {
+  const answer = await ask("progress");
+  const about = answer.seconds === null || answer.seconds === undefined ? "" : `, about ${Math.max(1, Math.round(answer.seconds))} s`;
+  const line = find(".typing .made");
+  if (answer.ok && ["waiting", "making"].includes(answer.state)) {
+    line.textContent = answer.before ? `Your pair waits for ${answer.before} before it${about}.` : `Your pair is being made${about}.`;
+    return setTimeout(progress, 1000);
+  }
+  if (answer.offline) return setTimeout(progress, 5000);
+  find(".typing button").disabled = false;
+  line.textContent = answer.state === "failed" ? "This pair could not be made. Another prompt may do better." : "";
+  if (answer.state === "made") {
+    tell("Here is your pair.");
+    await next(answer.pair);
+  }
+}
+
+// -- the other parts of the page ------------------------------------------------------------------------------------------------
+
+for (const tab of all("nav button")) {
+  if (tab.dataset.view === "board" && !settings.board) tab.hidden = true;
+  tab.addEventListener("click", async () => {
+    for (const other of all("nav button")) other === tab ? other.setAttribute("aria-current", "page") : other.removeAttribute("aria-current");
+    for (const view of all(".view")) view.hidden = view.dataset.view !== tab.dataset.view;
+    if (tab.dataset.view !== "listen") stop();
+    if (tab.dataset.view === "board") {
+      const answer = await ask("board");
+      if (answer.ok) find(".board").innerHTML = answer.html; else find(".board").textContent = answer.error;
+    }
+    if (tab.dataset.view === "leave" && code) find("[name=withdrawn]").value = code;
+  });
+}
+
+find("[name=sure]").addEventListener("change", event => { find(".leave .danger").disabled = !event.target.checked; });
+find(".leave").addEventListener("submit", async event => {
+  event.preventDefault();
+  const withdrawn = find("[name=withdrawn]").value;
+  const answer = await ask("withdraw", { withdrawn });
+  if (!answer.ok) return tell(answer.error, true, find(".leave .status"));
+  const votes = answer.removed === 1 ? "1 vote is" : `${answer.removed} votes are`;
+  tell(`${votes} deleted, and nothing of yours is kept any more. Thank you for listening.`, false, find(".leave .status"));
+  find(".leave").reset();
+  find(".leave .danger").disabled = true;
+  const letters = text => (text ?? "").replace(/[\s-]/g, "").toUpperCase();
+  if (letters(withdrawn) === letters(code)) { keep(null); find("[name=agree]").checked = false; next(); }
+});
+
+find(".votekeys").hidden = settings.study;
+find("[name=keys]").checked = kept.get("keys") !== "off";
+find("[name=keys]").addEventListener("change", event => kept.set("keys", event.target.checked ? "on" : "off"));
+document.addEventListener("keydown", event => {
+  const typing = event.target.matches?.("input:not([type=radio], [type=checkbox], [type=range]), textarea, select");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !find("[name=keys]").checked) return;
+  if (find(".pair").hidden || find('[data-view="listen"].view').hidden) return;
+  const key = event.key.toLowerCase();
+  if (SIDES.includes(key)) players[key].toggle();
+  else if (!settings.study && "1234".includes(key)) vote({ preference: ["a", "b", "tie", "both_bad"][key - 1] });
+  else return;
+  event.preventDefault();
+});
+
+// Another tab of this browser joined or withdrew.
+addEventListener("storage", event => {
+  if (event.key !== `musicrl.${settings.collection}.code`) return;
+  code = event.newValue;
+  next();
+});
+
+next();
