@@ -4,7 +4,7 @@ const settings = props.settings;
 const find = selector => element.querySelector(selector);
 const all = selector => [...element.querySelectorAll(selector)];
 const SIDES = ["a", "b"];
-const BARS = 90;
+const BARS = 60;
 
 // -- what this browser keeps ---------------------------------------------------------------------------------------------
 
@@ -111,7 +111,9 @@ class Player {
     players[this.side === "a" ? "b" : "a"].audio.pause();
     if (this.audio.ended) this.audio.currentTime = 0;
     this.last = this.audio.currentTime;
-    this.audio.play();
+    this.audio.play().catch(error => {
+      if (error.name !== "AbortError") tell("This browser does not play the clip. Another browser may.", true); // Abort: paused
+    });
   }
 
   listened() {
@@ -140,7 +142,7 @@ class Player {
     this.box.querySelector(".played").style.clipPath = `inset(0 ${100 - 100 * now / this.seconds}% 0 0)`;
     this.box.querySelector(".at").textContent = `${now.toFixed(1)} / ${this.seconds.toFixed(1)} s`;
     const heard = this.box.querySelector(".heard");
-    heard.textContent = this.enough ? "heard" : `${Math.max(0, this.least - this.heard).toFixed(0) || 0} s to hear`;
+    heard.textContent = this.enough ? "heard" : `${Math.ceil(Math.max(0, this.least - this.heard))} s to hear`;
     heard.classList.toggle("enough", this.enough);
   }
 }
@@ -239,7 +241,7 @@ async function vote(answer) {
   if (reply.unknown) return consent(reply.error);
   if (!reply.ok) { unlock(); return tell(reply.error, true); }
   counted(reply.given);
-  tell(reply.counted ? "Your vote is kept." : "You had voted on this pair before: that vote counts.");
+  tell(reply.counted ? "" : "You had voted on this pair before: that vote counts.");
   deal = null;
   await next();
   (find(".pair").hidden ? find("#busy-title") : find("#prompt")).focus();
@@ -371,6 +373,10 @@ find(".leave").addEventListener("submit", async event => {
   if (letters(withdrawn) === letters(code)) { keep(null); find("[name=agree]").checked = false; next(); }
 });
 
+if (settings.study) {
+  find("h1").textContent = "How good is each of these?";
+  find(".task").textContent = "rate each from 1, bad, to 5, excellent";
+}
 find(".votekeys").hidden = settings.study;
 find("[name=keys]").checked = kept.get("keys") !== "off";
 find("[name=keys]").addEventListener("change", event => kept.set("keys", event.target.checked ? "on" : "off"));
