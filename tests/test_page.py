@@ -20,7 +20,7 @@ from musicrl_hf.collect.store import VoteStore
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; .ci/chromium brings one")
 
-ATTACK = "slow <img src=x onerror=alert(1)> & \"air\" {{x}} ${y}"
+ATTACK = 'slow <img src=x onerror=alert(1)> & "air" {{x}} ${y}'
 PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
 
 
@@ -66,13 +66,14 @@ def open_page(browser, store):
     assert not wrong
 
 
-
 def test_consent_listen_vote(open_page, store):
     pair = add_pair(store, ATTACK)
     page = open_page()
     start = page.get_by_role("button", name="Start listening")
     expect(start).to_be_disabled()
-    expect(page.locator(".terms")).to_contain_text("published as a data set under the licence Creative Commons Attribution")
+    expect(page.locator(".terms")).to_contain_text(
+        "published as a data set under the licence Creative Commons Attribution"
+    )
     expect(page.locator(".pair")).to_be_hidden()
     code = agree(page)
     expect(page.get_by_role("heading", name=ATTACK)).to_be_visible()

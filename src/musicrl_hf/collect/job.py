@@ -57,10 +57,12 @@ class CollectJob(Rules):
         super().__post_init__()
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
-        least = {"simulate": self.simulate, "pairs": self.pairs, "port": self.port, "ahead": self.ahead - 1}
-        for name, number in least.items():
-            if number < 0:
-                raise ValueError(f"`{name}` is too small: it has to be {int(name == 'ahead')} or more.")
+        numbers = {"simulate": (self.simulate, 0), "pairs": (self.pairs, 0), "ahead": (self.ahead, 1)}
+        for name, (number, least) in numbers.items():
+            if number < least:
+                raise ValueError(f"`{name}` is {number}: it has to be {least} or more.")
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"`port` is {self.port}: ports are 1 to 65535, and 0 takes a free one.")
         if self.study and self.pairs:
             raise ValueError(f"`pairs` is {self.pairs}, but a study has fixed pairs: leave it out.")
         if self.study and not self.against:
