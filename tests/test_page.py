@@ -1,8 +1,12 @@
 """The page in a real browser, as listeners use it."""
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from hub_stand_in import HubStandIn
 from page_server import BROWSER, agree, launched, play, served
 from playwright.sync_api import expect
 from sqlalchemy import select
@@ -17,6 +21,7 @@ from musicrl_hf.collect.pool import PairPool
 from musicrl_hf.collect.rules import Rules
 from musicrl_hf.collect.service import ListeningService
 from musicrl_hf.collect.store import VoteStore
+from musicrl_hf.preferences import load_preferences
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; .ci/chromium brings one")
 
@@ -324,3 +329,52 @@ def test_a_server_that_is_gone_is_told_and_found_again(open_page, store):
     page.get_by_role("button", name="A tie").click()
     expect(page.get_by_text("1 vote of yours is kept")).to_be_visible()
     assert len(votes_in(store)) == 1
+
+
+@pytest.mark.slow
+def test_the_command_makes_pairs_takes_a_vote_and_publishes_it(browser, tmp_path):
+    """`musicrl collect` as it is typed, with the bundled model, against a stand-in for the Hub; Ctrl+C ends it."""
+    words = "collect --port 0 --duration_s 1 --min_seconds 1 --store store --every 10s --out votes --push tester/votes"
+    command = [sys.executable, "-m", "musicrl_hf.cli", *words.split()]
+    with (
+        HubStandIn() as hub,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=hub.environment(tmp_path / "hf"), stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        try:
+            rest = vote_and_fetch(browser, hub, process)
+        finally:
+            process.kill()  # does nothing where it has ended
+    assert process.returncode == 0
+    assert "Closing the page." in rest
+    assert "Wrote the votes to sqlite:///store/votes.db" in rest
+    assert len(load_preferences(tmp_path / "votes")) == 1
+
+
+def vote_and_fetch(browser, hub, process) -> str:
+    """One vote, its publication, its export; what the command says from there to its end."""
+    lines = iter(process.stdout.readline, "")
+    address = next(line for line in lines if line.startswith("Listening page: ")).split()[-1]
+    assert address.startswith("http://127.0.0.1:")
+    token = next(lines).partition("Bearer ")[2].partition('"')[0]
+    page = browser.new_page()
+    page.goto(address)
+    page.get_by_label("I have read this, and I agree.").check(timeout=60_000)
+    page.get_by_role("button", name="Start listening").click()
+    page.get_by_role("button", name="I have kept it").click()
+    page.locator("#prompt").wait_for(timeout=120_000)
+    play(page, "A")
+    play(page, "B")
+    page.get_by_role("button", name="A is better").click()
+    expect(page.get_by_text("1 vote of yours is kept")).to_be_visible()
+    exported = next(line for line in lines if line.startswith("Exported"))
+    assert "votes: 1 rows (train); pushed to http" in exported
+    assert any(path.endswith(".parquet") for path in hub.files("dataset", "tester/votes"))
+    answer = page.request.get(f"{address}export", headers={"authorization": f"Bearer {token}"})
+    assert answer.status == 200
+    page.close()
+    process.send_signal(signal.SIGINT)
+    rest = "".join(lines)
+    process.wait(timeout=60)
+    return rest
