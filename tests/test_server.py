@@ -62,6 +62,8 @@ CLOSED = [
     ("GET", "gradio_api/file/etc/passwd"),
     ("GET", "gradio_api/proxy=https://example.org"),
     ("GET", "gradio_api/openapi.json"),
+    ("GET", "gradio_api/info"),
+    ("GET", "gradio_api/heartbeat/x"),
     ("GET", "monitoring"),
     ("GET", "gradio_api/runs"),
     ("GET", "docs"),

@@ -70,6 +70,8 @@ def test_what_no_page_would_send_is_a_sentence_and_no_crash(store, clock, data):
         {"seconds_b": True},
         {"token": "x"},
         {"token": 5},
+        {"token": "\ud800"},
+        {"code": "\x00"},
     ],
 )
 def test_forged_votes_are_refused(store, clock, wrong):
@@ -105,6 +107,8 @@ def test_one_listener_learns_nothing_of_another(store, clock):
     vote = {"code": other, "token": deal["token"], "preference": "a", "seconds_a": 2, "seconds_b": 2}
     assert "not dealt to you" in service.answer("vote", vote)["error"]
     assert "not yours" in service.answer("next", {"code": other, "pair": mine})["error"]
+    for pair in ("\x00", "\ud800", "x' or 1=1 --"):
+        assert not service.answer("next", {"code": other, "pair": pair})["ok"]
     assert service.answer("next", {"code": other})["deal"]["prompt"] == "jazz"
     assert service.answer("next", {"code": other})["given"] == 0
 

@@ -22,8 +22,9 @@ from .tokens import Refused
 LOOPBACK = "127.0.0.1"
 _OWN = ("/clip/", "/export", "/health")
 _GRADIO = ("/config", "/assets/", "/static/", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json")
-_GRADIO_API = ("theme.css", "component_server", "heartbeat/", "startup-events", "app_id", "info")
+_GRADIO_API = ("theme.css", "component_server")
 _ALLOWED = (*_OWN, *_GRADIO, *(f"/gradio_api/{name}" for name in _GRADIO_API))
+_MOST_CONNECTIONS = 1000
 _LONGEST_BODY = 32_768  # bytes; a vote has a few hundred
 _HEADERS = {
     # Gradio builds its components from strings of code; everything else comes from this server or from nowhere.
@@ -179,4 +180,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 def uvicorn_config(service: ListeningService) -> uvicorn.Config:
     """How the page is served."""
-    return uvicorn.Config(build_app(service), access_log=False, log_level="warning", timeout_graceful_shutdown=3)
+    return uvicorn.Config(
+        build_app(service),
+        access_log=False,
+        log_level="warning",
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=3,
+    )

@@ -6,6 +6,7 @@ each of them, and there is no question about anybody else's votes.
 
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 import time
@@ -186,7 +187,8 @@ class _Joins:
 
 def _text(data: Mapping[str, Any], name: str) -> str:
     value = data.get(name)
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+    # Half a surrogate pair cannot be encoded, and PostgreSQL takes no zero byte.
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or re.search("[\x00\ud800-\udfff]", value):
         raise Refused(f"The page sent no {name} that can be read: reload it.")
     return value
 
