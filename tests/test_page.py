@@ -263,7 +263,9 @@ def test_a_study_takes_a_rating_of_each_clip(open_page, store):
 
 def test_a_typed_prompt_is_played_to_who_typed_it(open_page, store):
     """With a real, tiny generator behind the page, which makes pairs while somebody listens."""
-    models = {"x": tiny_generator(seed=0), "y": tiny_generator(seed=1)}
+    models = {
+        name: tiny_generator(seed=seed, sampling_rate=8000) for seed, name in enumerate("xy")
+    }  # browsers play 8 kHz
     made = []
 
     def pool(desk):
@@ -284,10 +286,19 @@ def test_a_typed_prompt_is_played_to_who_typed_it(open_page, store):
     expect(page.locator(".clip.sounding")).to_have_count(0)
     box.press("Backspace")
     page.get_by_role("button", name="Make a pair").click()
+    expect(page.get_by_text("Your pair is ready: it comes after this one.")).to_be_visible()
+    expect(page.locator("#prompt")).to_have_text("jazz")  # nobody is interrupted
+    play(page, "A")
+    play(page, "B")
+    page.get_by_role("button", name="A is better").click()
     expect(page.locator("#prompt")).to_have_text("a slow air")
+    play(page, "A")
+    play(page, "B")
+    page.get_by_role("button", name="A is better").click()
+    expect(page.get_by_text("2 votes of yours are kept")).to_be_visible()
     made[0].stop()
     with store.read() as connection:
-        owners = dict(connection.execute(select(tables.pairs.c.prompt, tables.pairs.c.owner)).all())
+        owners = dict(tuple(row) for row in connection.execute(select(tables.pairs.c.prompt, tables.pairs.c.owner)))
         (listener,) = connection.scalars(select(tables.listeners.c.id))
     assert owners == {"jazz": None, "a slow air": listener}
 

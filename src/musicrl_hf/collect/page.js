@@ -184,7 +184,7 @@ async function next(pair = null) {
   if (answer.deal) return hear(answer.deal, mine);
   deal = null;
   if (answer.more) {
-    wait("The next pair is being made", "You have heard all that are ready. This goes on by itself.");
+    wait(`The ${answer.given ? "next" : "first"} pair is being made`, "This goes on by itself, in a moment.");
     polling = setTimeout(next, 2000);
   } else {
     wait("That was the last pair: thank you", "You have heard every pair there is for you.", false);
@@ -241,6 +241,7 @@ async function vote(answer) {
   if (reply.unknown) return consent(reply.error);
   if (!reply.ok) { unlock(); return tell(reply.error, true); }
   counted(reply.given);
+  if (!find(".typing button").disabled) find(".typing .made").textContent = "";
   tell(reply.counted ? "" : "You had voted on this pair before: that vote counts.");
   deal = null;
   await next();
@@ -336,11 +337,13 @@ async function progress() {
   }
   if (answer.offline) return setTimeout(progress, 5000);
   find(".typing button").disabled = false;
-  line.textContent = answer.state === "failed" ? "This pair could not be made. Another prompt may do better." : "";
-  if (answer.state === "made") {
-    tell("Here is your pair.");
-    await next(answer.pair);
+  line.textContent = { failed: "This pair could not be made. Another prompt may do better.", }[answer.state] ?? "";
+  if (answer.state !== "made") return;
+  if (deal === null) {
+    line.textContent = "";
+    return next(answer.pair);
   }
+  line.textContent = "Your pair is ready: it comes after this one."; // nobody is interrupted while they listen
 }
 
 // -- the other parts of the page ------------------------------------------------------------------------------------------------

@@ -151,8 +151,10 @@ class PairPool:
             except FAILURES as error:
                 failures += 1
                 made = False
-                # Without the prompt: what a listener typed belongs into no log.
-                logger.warning("a pair could not be made (%s: %s)", type(error).__name__, str(error).splitlines()[:1])
+                told = type(error).__name__
+                if typed is None:  # what a listener typed, and a message may quote, belongs into no log
+                    told += f": {error}".partition("\n")[0]
+                logger.warning("a pair could not be made (%s)", told)
             with self._change:
                 if typed is not None and typed.state == "making":
                     typed.state = "failed"
