@@ -14,6 +14,7 @@ from musicrl_hf.collect.service import ListeningService
 
 # In CI the variable is set, and a browser that does not start is an error; elsewhere its tests need one that is there.
 BROWSER = os.environ.get("MUSICRL_TEST_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
+expect.set_options(timeout=15_000)  # milliseconds; other work may have the processor
 _OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"

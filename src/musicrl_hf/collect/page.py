@@ -20,7 +20,7 @@ def build_page(service: ListeningService) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
             html_template=_text("page.html"),
-            js_on_load=_text("page.js"),
+            js_on_load=f"{_text('player.js')}\n{_text('page.js')}",
             apply_default_css=False,
             server_functions=[_question(service, method) for method in METHODS],
             settings=service.settings,
