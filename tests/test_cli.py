@@ -173,7 +173,7 @@ def test_every_job_explains_its_fields(job, capsys):
     assert main([job, "--help"]) == 0
     printed = capsys.readouterr().out
     assert any(name in printed for name in ("--output_dir", "--out", "--store"))
-    assert "required" in printed
+    assert "required" in printed or job == "collect"  # which opens a page with nothing given
     described = [line for line in printed.splitlines() if line.startswith("  --")]
     assert described
     assert all(len(line.split("  ")) > 2 for line in described), "a field without help"

@@ -183,6 +183,47 @@ def test_votes_are_published_under_what_was_agreed_to(tmp_path, clock):
     assert check_card(preference_card(out, "me/votes"), "dataset")["license"] == "cc0-1.0"
 
 
+def test_the_ratings_of_a_study_are_exported_and_evaluated(store, clock, tmp_path):
+    desk = open_desk(store, clock, study=True, raters=9, votes_per_minute=1000)
+    for number in range(10):
+        add_pair(store, f"prompt {number}")
+    add_pair(store, "check", kind="identical")
+    scores = {}  # model -> what it got
+    for place in range(4):
+        _, listener = join(desk)
+        while (deal := desk.deal(listener)) is not None:
+            clock.now += 10
+            number = sum(map(ord, deal.prompt))
+            a, b = number % 5 + 1, (number // 5 + place) % 5 + 1
+            with store.read() as connection:
+                wanted = tables.deals.c.id == deal.token.partition(".")[0]
+                swapped = connection.scalar(select(tables.deals.c.swapped).where(wanted))
+            if deal.prompt != "check":
+                for model, score in zip("yx" if swapped else "xy", (a, b)):
+                    scores.setdefault(model, []).append(score)
+            desk.vote(listener, deal.token, Answer.rated(a, b, 2.0, 2.0))
+    out = export_votes(store, tmp_path / "out", test_share=0.3).path
+    rows = [row for split in ("train", "test") for row in table(out, split)]
+    kept = {}
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            kept.setdefault(row[f"{side}_model"], []).append(row[f"score_{side}"])
+        assert row["score_chosen"] >= row["score_rejected"]
+        assert (row["score_chosen"] == row["score_rejected"]) == (row["preference"] == "tie")
+    assert {model: sorted(own) for model, own in kept.items()} == {model: sorted(own) for model, own in scores.items()}
+    assert "`score_chosen`" in preference_card(out, "me/votes")
+
+    assert main(["evaluate", "--votes", str(out), "--out", str(tmp_path / "counted")]) == 0
+    result = json.loads((tmp_path / "counted" / "results.json").read_text())
+    assert {score["model"]: score["mean"] for score in result["mos"]} == {
+        model: pytest.approx(sum(own) / len(own)) for model, own in scores.items()
+    }
+    assert all(0 <= rate["wilcoxon_p"] <= 1 for rate in result["win_rates"])
+    page = (tmp_path / "counted" / "index.html").read_text()
+    assert "Mean opinion score, 1 (bad) to 5 (excellent)" in page
+    assert "Wilcoxon" in page
+
+
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
     """A store that simulated listeners filled from the command line, with a model that a reward can start from."""

@@ -98,6 +98,17 @@ def test_a_prompt_that_fails_leaves_nothing_and_costs_no_other(store, models):
     assert len(made_pairs(store)) == 1
 
 
+def test_a_model_that_fails_in_a_study_costs_its_own_pairs(store, models):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    broken = tiny_generator(seed=0)
+    broken.sample = fail
+    maker = PairMaker(store, {"x": models["x"], "broken": broken, "y": models["y"]}, PROMPTS, **OPTIONS)
+    assert len(list(maker.make_study())) == len(PROMPTS)
+    assert {tuple(clip.model for clip in clips) for _, _, clips in made_pairs(store)} == {("x", "y")}
+
+
 def test_models_that_sound_unlike_are_refused(store, models):
     with pytest.raises(ValueError, match=r"differ in \(Hz, channels\)"):
         PairMaker(store, {"x": models["x"], "stereo": tiny_generator(audio_channels=2)}, PROMPTS, **OPTIONS)

@@ -70,6 +70,7 @@ def tiny_generator(
     seed: int = 0,
     dropout: float = 0.0,
     text_hidden: int = 24,
+    sampling_rate: int = SAMPLING_RATE,
 ) -> MusicRLForConditionalGeneration:
     """A generator with K codebooks in all (K/2 a side for stereo), its tokenizer, and logits that are not flat."""
     torch.manual_seed(seed)
@@ -85,7 +86,9 @@ def tiny_generator(
             is_encoder_decoder=False,
             use_cache=False,
         ),
-        audio_encoder=tiny_codec_config(V, K // audio_channels),
+        audio_encoder=tiny_codec_config(
+            V, K // audio_channels, sampling_rate=sampling_rate, upsampling_ratios=[4, sampling_rate // 200]
+        ),
         decoder=MusicgenDecoderConfig(
             vocab_size=V,
             num_hidden_layers=layers,

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..audio import audio_bytes, read_audio
 from ..hub import push_preferences, retract_preferences
-from ..preferences.schema import FEATURES, check_target, preferences_from_rows, save_preferences
+from ..preferences.schema import FEATURES, SCORE_COLUMNS, check_target, preferences_from_rows, save_preferences
 from ..preferences.splits import side_of_prompt
 from ..records import COLLECTION_FILE, CollectionRecord
 from .desk import CHECKS
@@ -26,7 +26,10 @@ from .rules import SIMULATED, Answer, is_simulated
 from .store import VoteStore
 from .tables import clips, consents, deals, listeners, pairs, settings, votes
 
-EXPORT_FEATURES = Features({**FEATURES, "reliability": Value("float32")})  # share of attention checks passed, or null
+# Beside the columns of every preference: the ratings of a study, and the share of attention checks passed; or null.
+EXPORT_FEATURES = Features(
+    {**FEATURES, **dict.fromkeys(SCORE_COLUMNS, Value("int32")), "reliability": Value("float32")}
+)
 _CHUNK = 64  # rows that are in memory at once
 
 
@@ -206,9 +209,17 @@ def _write_rows(store: VoteStore, rows: Sequence[Row], attention: dict[str, Atte
         for start in starts:
             chunk = rows[start : start + _CHUNK]
             table = preferences_from_rows(_preference_row(store, row) for row in chunk).data.table
+            scores = zip(*(_scores(row) for row in chunk), strict=True)
+            for name, values in zip(SCORE_COLUMNS, scores, strict=True):
+                table = table.append_column(name, pa.array(values, pa.int32()))
             shares = [attention.get(row.listener, Attention()).share for row in chunk]
             stream.write_table(table.append_column("reliability", pa.array(shares, pa.float32())).cast(schema))
     return Dataset.from_file(str(path))
+
+
+def _scores(row: Row) -> tuple[int | None, int | None]:
+    """Ratings of the chosen and of the rejected clip; chosen is what was heard as a, unless b won."""
+    return (row.score_b, row.score_a) if row.preference == "b" else (row.score_a, row.score_b)
 
 
 def _preference_row(store: VoteStore, row: Row) -> dict[str, Any]:

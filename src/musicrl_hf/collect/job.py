@@ -1,6 +1,8 @@
 """`musicrl collect` and `musicrl export`: their fields, and what runs them."""
 
+import re
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,26 +12,40 @@ from . import require_extra
 from .rules import Rules, rule
 
 if TYPE_CHECKING:
+    from .desk import Desk
     from .export import ExportResult
     from .maker import PairMaker
+    from .publishing import Publisher
+    from .store import VoteStore
 
+BUNDLED_PROMPTS = Path(__file__).parent.parent / "prompts" / "train.txt"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
+_LEAST_S = 10
 _STORE_HELP = "folder of the votes and clips, or postgresql://USER@HOST/NAME"
 _CLIPS_HELP = "folder of the clips, where the store is a URL; with PostgreSQL one that all machines see"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectJob(Rules):
-    """What `musicrl collect` takes: generators, prompts, a store, and the rules for listeners."""
+    """What `musicrl collect` takes: generators, prompts, a store, how the page is served, and the rules for listeners."""
 
     model: str = rule("musicrl-tiny", "generator: bundled name, folder or Hub id; or label=name")
     against: list[str] = field(
         default_factory=list,
         metadata={"help": "further generators, every two of which meet; without any, one meets itself"},
     )
-    prompts: str = field(metadata={"help": "text file, one prompt a line"})
+    prompts: str | None = rule(None, "text file, one prompt a line; without one, the bundled prompts")
     store: str = rule("collected", _STORE_HELP)
     clips: str | None = rule(None, _CLIPS_HELP)
-    simulate: int = field(metadata={"help": "have so many simulated listeners vote, to rehearse"})
+    host: str = rule("127.0.0.1", "address that the page is served on; 0.0.0.0 lets others in")
+    port: int = rule(7860, "port of the page")
+    ahead: int = rule(8, "pairs that the page has ready, made while others listen")
+    leaderboard: bool = rule(True, "show the ranking of the generators on the page")
+    every: str | None = rule(None, "export again and again while the page runs: 10m, 2h or 1d")
+    out: str | None = rule(None, "folder for these exports")
+    push: str | None = rule(None, "Hub id to publish them under")
+    private: bool = rule(False, "make a new data set on the Hub visible to you alone")
+    simulate: int = rule(0, "open no page, but have so many simulated listeners vote, to rehearse")
     pairs: int = rule(0, "pairs to have ready before simulated listeners vote; 0 for one a prompt")
     duration_s: float = rule(5.0, "seconds a clip")
     temperature: float = rule(1.0, "of sampling")
@@ -41,12 +57,24 @@ class CollectJob(Rules):
         super().__post_init__()
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
-        if self.simulate < 1:
-            raise ValueError(f"`simulate` is {self.simulate}: it has to be 1 or more.")
-        if self.pairs < 0:
-            raise ValueError(f"`pairs` is {self.pairs}: it has to be 0 or more.")
+        numbers = {"simulate": (self.simulate, 0), "pairs": (self.pairs, 0), "ahead": (self.ahead, 1)}
+        for name, (number, least) in numbers.items():
+            if number < least:
+                raise ValueError(f"`{name}` is {number}: it has to be {least} or more.")
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"`port` is {self.port}: ports are 1 to 65535, and 0 takes a free one.")
         if self.study and self.pairs:
             raise ValueError(f"`pairs` is {self.pairs}, but a study has fixed pairs: leave it out.")
+        if self.study and not self.against:
+            raise ValueError("`study` compares two generators or more: give --against.")
+        if self.every is not None:
+            seconds_of(self.every)
+        if (self.every is None) != (self.out is None) or (self.push is not None and self.every is None):
+            raise ValueError(
+                f"`every` is {self.every} and `out` {self.out}: to export while the page runs, give both, and --push to publish."
+            )
+        if self.simulate and self.every:
+            raise ValueError(f"`every` is {self.every}, but `simulate` opens no page: run `musicrl export` afterwards.")
 
     @property
     def rules(self) -> Rules:
@@ -69,13 +97,14 @@ class ExportJob:
 
 
 def run_collect(job: CollectJob) -> str:
-    """Make pairs and have simulated listeners vote on them.
+    """Open the listening page until it is interrupted; or make pairs and have simulated listeners vote on them.
 
     Returns:
         what was done, in words.
 
     Raises:
         ImportError: the extra is not installed.
+        OSError: the port is taken.
     """
     require_extra()
     from ..preferences.listeners import simulated_listeners
@@ -84,7 +113,7 @@ def run_collect(job: CollectJob) -> str:
     from .simulate import simulate
     from .store import VoteStore
 
-    prompts = read_prompts(job.prompts)
+    prompts = read_prompts(job.prompts or BUNDLED_PROMPTS)
     store = VoteStore(job.store, job.clips)
     desk = Desk(store, job.rules)
     maker = PairMaker(
@@ -98,10 +127,61 @@ def run_collect(job: CollectJob) -> str:
         seed=job.seed,
         check_every=job.check_every,
     )
-    _make_pairs(job, desk.open_pairs(), maker)
-    given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
-    store.close()
-    return f"{given} votes of {job.simulate} simulated listeners to {store.engine.url!r}"
+    try:
+        if not job.simulate:
+            return _open_page(job, desk, maker)
+        _make_pairs(job, desk.open_pairs(), maker)
+        given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
+        return f"{given} votes of {job.simulate} simulated listeners to {store.engine.url!r}"
+    finally:
+        store.close()
+
+
+def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
+    """Serve the page, with what makes its pairs and what exports its votes beside it."""
+    import signal
+
+    from .leaderboard import Leaderboard
+    from .pool import PairPool
+    from .server import serve
+    from .service import ListeningService
+
+    store, publisher = desk.store, _publisher(job, desk.store)
+    pool = PairPool(desk, maker, ahead=job.ahead)
+    service = ListeningService(desk, pool, Leaderboard(store) if job.leaderboard else None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl+C does
+    try:
+        pool.start()
+        if publisher is not None:
+            publisher.start()
+        serve(service, job.host, job.port, ready=partial(_announce, store.admin_token))
+    except KeyboardInterrupt:
+        print("Closing the page.", flush=True)
+    finally:
+        pool.stop()
+        if publisher is not None:
+            publisher.stop()
+    return f"the votes to {store.engine.url!r}; `musicrl export` makes a data set of them"
+
+
+def _publisher(job: CollectJob, store: "VoteStore") -> "Publisher | None":
+    from .export import export_votes, publish
+    from .publishing import Publisher
+
+    if job.every is None or job.out is None:
+        return None
+    if job.push is None:
+        work = partial(export_votes, store, job.out)
+    else:
+        work = partial(publish, store, job.out, job.push, private=job.private or None)
+    return Publisher(store, seconds_of(job.every), lambda: print(f"Exported {work()}", flush=True))
+
+
+def _announce(admin_token: str, address: str) -> None:
+    print(f"Listening page: {address}", flush=True)
+    print(
+        f'Export, for you alone: curl -H "Authorization: Bearer {admin_token}" -o votes.zip {address}export', flush=True
+    )
 
 
 def run_export(job: ExportJob) -> "ExportResult":
@@ -144,3 +224,15 @@ def _make_pairs(job: CollectJob, there: int, maker: "PairMaker") -> None:
     with tqdm(total=wanted, initial=min(there, wanted), desc="making pairs") as bar:
         while bar.n < wanted:
             bar.update(maker.make_next())
+
+
+def seconds_of(text: str) -> int:
+    """A span of time such as "30s", "10m", "2h" or "1d", in seconds.
+
+    Raises:
+        ValueError: it is none, or below 10 s.
+    """
+    found = re.fullmatch(r"(\d+)\s*([smhd])", text.strip())
+    if found is None or int(found[1]) * _UNITS[found[2]] < _LEAST_S:
+        raise ValueError(f"`every` is {text!r}: give a span of {_LEAST_S} s or more, such as 10m, 2h or 1d.")
+    return int(found[1]) * _UNITS[found[2]]

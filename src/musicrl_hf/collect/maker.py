@@ -1,12 +1,14 @@
 """Pairs made ahead: two clips for a prompt, checks of attention, and the fixed pairs of a study."""
 
+import logging
 import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sqlalchemy import func, insert, select
@@ -16,6 +18,9 @@ from ..generator import MusicRLForConditionalGeneration
 from .desk import CHECKS
 from .store import VoteStore
 from .tables import clips, pairs
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 BROKEN = "broken"  # stands for the model of a clip that is noise
 
@@ -135,7 +140,8 @@ class PairMaker:
     def make_study(self) -> Iterator[str]:
         """The fixed pairs of a study: for each prompt every two models, one clip each, sampled with the same seed.
 
-        Pairs that are there already are passed over, so that a study which was cut short goes on.
+        Pairs that are there already are passed over, so that a study which was cut short goes on. A model that fails for a
+        prompt costs the pairs in which it would have played, and a warning.
 
         Yields:
             the id of each pair that was made.
@@ -154,11 +160,14 @@ class PairMaker:
         for prompt in self.prompts:
             missing = [pair for pair in self._opponents if (prompt, *pair) not in there]
             seed = self._random.randrange(2**31)
-            audio = {
-                name: self._sample(prompt, name, seed) for name in self.models if any(name in pair for pair in missing)
-            }
+            needed = [name for name in self.models if any(name in pair for pair in missing)]
+            audio = {name: _attempt(prompt, partial(self._sample, prompt, name, seed)) for name in needed}
             for pair in missing:
-                yield self._save(prompt, [(name, seed, audio[name]) for name in pair], "pair", None)
+                sides = [(name, seed, sound) for name in pair if (sound := audio[name]) is not None]
+                saved = _attempt(prompt, partial(self._save, prompt, sides, "pair", None)) if len(sides) == 2 else None
+                if saved is None:
+                    continue
+                yield saved
                 made += 1
                 if self.check_every and made % self.check_every == 0:
                     yield self.make_check(CHECKS[made // self.check_every % len(CHECKS)])
@@ -182,3 +191,12 @@ class PairMaker:
             if not whole:
                 self.store.remove_clips([row["id"] for row in rows])
         return pair
+
+
+def _attempt(prompt: str, work: Callable[[], Result]) -> Result | None:
+    """What the work gives, or None and a warning where the model fails."""
+    try:
+        return work()
+    except (ValueError, RuntimeError) as error:
+        logger.warning("a clip for %r could not be made (%s): its pairs are left out", prompt, error)
+        return None

@@ -48,13 +48,21 @@ class Rules:
     votes_per_minute: int = rule(20, "votes that one listener may give in a minute")
     votes_per_day: int = rule(1000, "votes that one listener may give in 24 hours")
     prompts_per_hour: int = rule(10, "prompts that one listener may type in an hour")
+    joins_per_hour: int = rule(200, "listeners who may join from one address in an hour; addresses are not kept")
     prompt_length: int = rule(300, "characters of a typed prompt")
     deal_hours: float = rule(12.0, "hours in which a pair has to be voted on before others are asked instead")
 
     def __post_init__(self) -> None:
         if self.licence not in LICENCES:
             raise ValueError(f"`licence` is {self.licence!r}: give one of {', '.join(LICENCES)}.")
-        least = {"raters": 1, "check_every": 0, "votes_per_minute": 1, "votes_per_day": 1, "prompt_length": 1}
+        least = {
+            "raters": 1,
+            "check_every": 0,
+            "votes_per_minute": 1,
+            "votes_per_day": 1,
+            "joins_per_hour": 1,
+            "prompt_length": 1,
+        }
         for name, number in {**least, "prompts_per_hour": 0}.items():
             if getattr(self, name) < number:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it has to be {number} or more.")

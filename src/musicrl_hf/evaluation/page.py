@@ -34,7 +34,30 @@ def render_page(result: Mapping[str, Any], players: Sequence[Row] = ()) -> str:
         _section("How to read this page", _notes(result)),
     ]
     page = Template((files(__package__) / "page.html").read_text(encoding="utf-8"))
-    return page.substitute(title=escape(title), body="\n".join(part for part in body if part))
+    return page.substitute(title=escape(title), figures=figure_style(), body="\n".join(part for part in body if part))
+
+
+def render_standings(result: Mapping[str, Any]) -> str:
+    """The tables and plots alone, to stand in another page with `figure_style`.
+
+    Args:
+        result: what `count_votes` returns.
+
+    Returns:
+        HTML: how often each model beats each other, the ranking, and opinion scores where clips were rated. Names are
+        escaped.
+    """
+    parts = [
+        _section("Strength", _ranking(result)),
+        _section("Who is preferred", _matrix(result)) if result["win_rates"] else "",
+        _section("Mean opinion score", _mos(result)) if "mos" in result else "",
+    ]
+    return f"{_few(result)}{''.join(parts)}"
+
+
+def figure_style() -> str:
+    """CSS of the tables and plots. It takes its colours from variables that the page sets."""
+    return (files(__package__) / "figures.css").read_text(encoding="utf-8")
 
 
 def few_prompts(result: Mapping[str, Any]) -> str:
@@ -53,7 +76,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    few = f'<p class="notice"><strong>{escape(few_prompts(result))}</strong></p>' if few_prompts(result) else ""
+    few = _few(result)
     if result["kind"] == "votes":
         text = f"{_count(result['votes'], 'vote')} on {_count(result['prompts'], 'prompt')} between "
         return f'<p class="lede">{text}{len(result["models"])} systems.</p>{few}'
@@ -73,6 +96,10 @@ def _summary(result: Mapping[str, Any]) -> str:
             "their taste was learned; it does not show what people would prefer.</p>"
         )
     return f'<p class="lede">{text}</p>{few}{warning}'
+
+
+def _few(result: Mapping[str, Any]) -> str:
+    return f'<p class="notice"><strong>{escape(few_prompts(result))}</strong></p>' if few_prompts(result) else ""
 
 
 def _matrix(result: Mapping[str, Any]) -> str:
@@ -198,6 +225,7 @@ def _notes(result: Mapping[str, Any]) -> str:
     ]
     if result["kind"] == "models":
         notes.append("Raters heard, and this page plays, all clips at the same loudness (-23 LUFS).")
+    if "mos" in result:
         notes.append("The Wilcoxon signed rank test compares the prompts' mean ratings.")
     settings = [*result.get("settings", {}).items(), ("created", result["created_at"])]
     listed = "".join(f"<li>{note}</li>" for note in notes)

@@ -24,6 +24,7 @@ from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulat
 from ..preferences.schema import Vote, normalise_prompt, read_prompts
 from ..rewards import Reward, check_scores
 from ..rewards.combine import find_reward
+from .counting import count_votes, ranking, ratings_in
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import few_prompts, render_page
 from .win_rates import (
@@ -31,14 +32,10 @@ from .win_rates import (
     Rating,
     WinRate,
     as_json,
-    bradley_terry,
-    can_be_ranked,
     mean_opinion_scores,
     mean_with_interval,
-    models_of,
     votes_from_scores,
     wilcoxon_signed_rank,
-    win_rate,
     win_rate_matrix,
 )
 
@@ -236,7 +233,7 @@ def evaluate_models(
             as_json(rate) | {"wilcoxon_p": wilcoxon_signed_rank(ratings, rate.model, rate.against)[0]}
             for rate in win_rate_matrix(votes, list(models), seed=seed)
         ],
-        **_ranking(votes, seed),
+        **ranking(votes, seed),
         "rewards": {name: _reward_result(scores[name], seed) for name in rewards},
         "metrics": {
             label: {key: as_json(value) if isinstance(value, MeanScore) else value for key, value in table.items()}
@@ -251,10 +248,11 @@ def evaluate_models(
 
 
 def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, seed: int = 0) -> dict[str, Any]:
-    """Win rates and a Bradley-Terry ranking of votes that were collected elsewhere.
+    """Win rates and a Bradley-Terry ranking of votes that were collected elsewhere, and opinion scores of a study's.
 
     Args:
-        source: CSV or folder of preferences as `read_votes` takes it, or votes.
+        source: CSV or folder of preferences as `read_votes` takes it, or votes. A folder that `musicrl export` wrote after
+            a study holds ratings too.
         out_dir: gets `results.json`, `index.html` and `votes.csv`.
 
     Returns:
@@ -264,21 +262,8 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
         ValueError: if there are no votes, or the table is not valid.
     """
     votes = read_votes(source) if isinstance(source, str | Path) else list(source)
-    if not votes:
-        raise ValueError("source holds no votes: there is nothing to count")
-    overall = [win_rate(votes, name, seed=seed) for name in models_of(votes)]
-    overall.sort(key=lambda rate: (rate.win_rate != rate.win_rate, -rate.win_rate, rate.model))
-    names = [rate.model for rate in overall]
-    result = {
-        "kind": "votes",
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "models": names,
-        "votes": len(votes),
-        "prompts": len({vote.prompt for vote in votes}),
-        "overall": [as_json(rate) for rate in overall],
-        "win_rates": [as_json(rate) for rate in win_rate_matrix(votes, names, seed=seed)],
-        **_ranking(votes, seed),
-    }
+    ratings = ratings_in(Path(source)) if isinstance(source, str | Path) and Path(source).is_dir() else []
+    result = count_votes(votes, ratings, seed=seed)
     _write(Path(out_dir), result, votes, [])
     return result
 
@@ -360,14 +345,6 @@ def _save_clip(out_dir: Path, label: str, number: int, encoded: bytes) -> None:
     folder = re.sub(r"[^\w.-]+", "_", label)
     with atomic_path(out_dir / "clips" / folder / f"{number:04d}.flac") as temporary:
         temporary.write_bytes(encoded)
-
-
-def _ranking(votes: Sequence[Vote], seed: int) -> dict[str, Any]:
-    if not votes:
-        return {"ranking": None, "ranking_note": "one model alone cannot be ranked"}
-    if not can_be_ranked(votes):
-        return {"ranking": None, "ranking_note": "a model never won or never lost: its strength would be infinite"}
-    return {"ranking": [as_json(entry) for entry in bradley_terry(votes, seed=seed)], "ranking_note": None}
 
 
 def _reward_result(rows: Mapping[str, Sequence[tuple[str, str, float]]], seed: int) -> dict[str, Any]:

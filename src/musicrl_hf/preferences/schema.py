@@ -31,6 +31,7 @@ from ..records import IMPORT_FILE, ImportRecord
 LABELS = ("a", "b", "tie", "both_bad")
 DECIDED = ("a", "b")
 AUDIO_COLUMNS = ("chosen", "rejected")
+SCORE_COLUMNS = ("score_chosen", "score_rejected")  # 1 to 5; only a study, where clips are rated, has them
 SHARD_BYTES = 400 * 2**20  # the Hub's viewer reads Parquet files of up to about 500 MB
 
 FEATURES = Features(

@@ -1,0 +1,77 @@
+"""The ranking on the page: win rates, Bradley-Terry strengths and ratings of the votes so far."""
+
+import threading
+import time
+from html import escape
+
+from sqlalchemy import select
+
+from ..evaluation.counting import count_votes
+from ..evaluation.page import render_standings
+from ..evaluation.win_rates import Rating
+from ..preferences.schema import Vote
+from .rules import is_simulated
+from .store import VoteStore
+from .tables import clips, deals, pairs, votes
+
+LEAST_VOTES = 20  # below them a ranking says nothing, and would tell what single listeners chose
+LEAST_LISTENERS = 3
+_FRESH_S = 60.0
+
+
+class Leaderboard:
+    """Counts the votes of a store, at most once a minute: who asks in between gets the last count.
+
+    Args:
+        store: of the collection.
+        fresh_s: seconds for which a count is shown.
+    """
+
+    def __init__(self, store: VoteStore, fresh_s: float = _FRESH_S):
+        self.store, self.fresh_s = store, fresh_s
+        self._lock = threading.Lock()
+        self._shown, self._until = "", 0.0
+
+    def html(self) -> str:
+        """The ranking as a fragment of a page; names are escaped."""
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._shown = self._count()
+                self._until = time.monotonic() + self.fresh_s
+            return self._shown
+
+    def _count(self) -> str:
+        counted, ratings = votes_in_store(self.store)
+        listeners = {vote.listener for vote in counted}
+        if len(counted) < LEAST_VOTES or len(listeners) < LEAST_LISTENERS:
+            return (
+                f"<p>The ranking appears from {LEAST_VOTES} votes of {LEAST_LISTENERS} listeners on: before, it would say "
+                "little of the generators and too much of those who voted.</p>"
+            )
+        simulated = sum(is_simulated(listener) for listener in listeners)
+        told = f"{len(counted):,} votes of {len(listeners):,} listeners"
+        if simulated:
+            told += f", {simulated:,} of whom are simulated: rules on the waveform, not people"
+        return f"<p>{escape(told)}.</p>{render_standings(count_votes(counted, ratings))}"
+
+
+def votes_in_store(store: VoteStore) -> tuple[list[Vote], list[Rating]]:
+    """The votes between two generators, and their ratings in a study, without the checks of attention."""
+    first, second = clips.alias(), clips.alias()
+    tables = (
+        votes.join(deals, votes.c.deal == deals.c.id)
+        .join(pairs, votes.c.pair == pairs.c.id)
+        .join(first, pairs.c.first == first.c.id)
+        .join(second, pairs.c.second == second.c.id)
+    )
+    columns = (votes, deals.c.swapped, pairs.c.prompt, first.c.model.label("one"), second.c.model.label("other"))
+    wanted = select(*columns).select_from(tables).where(pairs.c.kind == "pair", first.c.model != second.c.model)
+    counted, ratings = [], []
+    with store.read() as connection:
+        for row in connection.execute(wanted.order_by(votes.c.voted_at, votes.c.deal)):
+            a, b = (row.other, row.one) if row.swapped else (row.one, row.other)
+            counted.append(Vote(row.prompt, a, b, row.preference, row.listener))
+            for model, score in ((a, row.score_a), (b, row.score_b)):
+                if score is not None:
+                    ratings.append(Rating(row.prompt, model, score, row.listener))
+    return counted, ratings

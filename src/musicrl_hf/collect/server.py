@@ -1,0 +1,189 @@
+"""The web server of the page: what it lets in, the clips, and the export for whoever runs it."""
+
+import hmac
+import socket
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Header, HTTPException
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .export import export_votes
+from .page import build_page, page_head, page_theme
+from .service import ListeningService
+from .tokens import Refused
+
+LOOPBACK = "127.0.0.1"
+_OWN = ("/clip/", "/export", "/health")
+_GRADIO = ("/config", "/assets/", "/static/", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json")
+_GRADIO_API = ("theme.css", "component_server")
+_ALLOWED = (*_OWN, *_GRADIO, *(f"/gradio_api/{name}" for name in _GRADIO_API))
+_MOST_CONNECTIONS = 1000
+_LONGEST_BODY = 32_768  # bytes; a vote has a few hundred
+_HEADERS = {
+    # Gradio builds its components from strings of code; everything else comes from this server or from nowhere.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
+    "form-action 'self'; base-uri 'self'; object-src 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def build_app(service: ListeningService) -> FastAPI:
+    """The page, its clips, and `/export` for whoever holds the store's admin token."""
+    app = FastAPI(title="musicrl collect", docs_url=None, redoc_url=None, openapi_url=None)
+    exporting = threading.Lock()
+    desk = service.desk
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/clip/{token}/{side}")
+    def clip(token: str, side: str) -> FileResponse:
+        try:
+            path = desk.clip(token, side)
+        except Refused as error:
+            raise HTTPException(403, str(error)) from None
+        except (ValueError, FileNotFoundError):
+            raise HTTPException(404, "There is no such clip.") from None
+        return FileResponse(path, media_type="audio/wav", headers={"cache-control": "private, no-store"})
+
+    @app.get("/export")
+    def export(authorization: str = Header(""), licence: str | None = None) -> StreamingResponse:
+        expected = f"Bearer {desk.store.admin_token}"
+        if not hmac.compare_digest(authorization.encode(), expected.encode()):
+            raise HTTPException(
+                401, "Send the admin token: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
+            )
+        if not exporting.acquire(blocking=False):
+            raise HTTPException(429, "An export is being written: try again when it is done.")
+        try:
+            scratch = tempfile.TemporaryDirectory(prefix="musicrl-export-")
+            archive = Path(scratch.name) / "votes.zip"
+            try:
+                result = export_votes(desk.store, Path(scratch.name) / "votes", licence=licence)
+            except ValueError as error:
+                raise HTTPException(409, str(error)) from None
+            if result.path is None:
+                raise HTTPException(404, "The store has no vote.")
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+                for path in sorted(path for path in result.path.rglob("*") if path.is_file()):
+                    file.write(path, Path("votes") / path.relative_to(result.path))
+        finally:
+            exporting.release()
+        headers = {"content-disposition": 'attachment; filename="votes.zip"', "cache-control": "no-store"}
+        return StreamingResponse(_read_and_remove(archive, scratch), media_type="application/zip", headers=headers)
+
+    gr.mount_gradio_app(
+        app,
+        build_page(service),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        theme=page_theme(),
+        head=page_head(),
+    )
+    app.add_middleware(Gate)
+    return app
+
+
+class Gate:
+    """Lets in what the page needs and nothing else of Gradio: no uploads, no files, no proxy, no named endpoints."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        refusal = _refusal(scope)
+        if refusal is not None:
+            await send({"type": "http.response.start", "status": refusal, "headers": [(b"content-length", b"0")]})
+            return await send({"type": "http.response.body", "body": b""})
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await self.app(scope, receive, send_guarded)
+
+
+def _refusal(scope: Scope) -> int | None:
+    """The status that refuses a request, or None."""
+    path = scope["path"]
+    if scope["type"] != "http" or not (path == "/" or path.startswith(_ALLOWED)) or ".." in path:
+        return 404
+    headers: Mapping[bytes, bytes] = dict(scope["headers"])
+    if scope["method"] == "POST":
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit():  # what comes in pieces has no length beforehand
+            return 411
+        if int(length) > _LONGEST_BODY:
+            return 413
+    return None if scope["method"] in ("GET", "HEAD", "POST") else 405
+
+
+def _read_and_remove(archive: Path, scratch: tempfile.TemporaryDirectory) -> Iterator[bytes]:
+    with scratch, open(archive, "rb") as file:
+        while block := file.read(2**20):
+            yield block
+
+
+def serve(
+    service: ListeningService, host: str = LOOPBACK, port: int = 7860, ready: Callable[[str], object] = lambda _: None
+) -> None:
+    """Serve the page until it is interrupted. No access log is written: it would hold addresses.
+
+    Args:
+        service: answers the page.
+        host: address to listen on; only with another one than loopback does anything leave this machine.
+        port: 0 takes a free one.
+        ready: is called with the page's address as soon as it can be opened.
+
+    Raises:
+        OSError: the port is taken, or the host is no address of this machine.
+    """
+    with listen(host, port) as listening:
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        uvicorn.Server(uvicorn_config(service)).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for the page.
+
+    Raises:
+        OSError: the port is taken, or the host is no address of this machine.
+    """
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise OSError(f"`host` and `port` are {host} and {port}: {error.strerror}; give others.") from error
+
+
+def uvicorn_config(service: ListeningService) -> uvicorn.Config:
+    """How the page is served."""
+    return uvicorn.Config(
+        build_app(service),
+        access_log=False,
+        log_level="warning",
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=3,
+    )
