@@ -12,6 +12,7 @@ from pathlib import Path
 
 from musicrl_hf import load_generator
 from musicrl_hf.audio import write_audio
+from musicrl_hf.devices import find_device
 
 PROMPTS = [
     "a dance tune with a melodic synth line and arpeggio",
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="one second a clip")
     arguments = parser.parse_args()
 
-    generator = load_generator(arguments.model)
+    generator = load_generator(arguments.model, device=find_device())
     prompts = arguments.prompt or PROMPTS
     clips = generator.sample(prompts, duration_s=1.0 if arguments.tiny else arguments.duration_s, seed=arguments.seed)
     for number, (prompt, audio) in enumerate(zip(prompts, clips.audio, strict=True)):

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from musicrl_hf import load_generator
+from musicrl_hf.devices import find_device
 from musicrl_hf.preferences import (
     cache_codes,
     decided_pairs,
@@ -45,7 +46,7 @@ def main() -> None:
     if arguments.tiny:
         arguments.pairs_per_prompt, arguments.duration_s = 1, 1.0
 
-    generator = load_generator(arguments.model)
+    generator = load_generator(arguments.model, device=find_device())
     if arguments.folder is not None:
         print(import_folder(arguments.folder, arguments.out, score_column=arguments.score_column))
     else:

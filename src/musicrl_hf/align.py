@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .audio import MAX_DURATION_S, atomic_path
+from .devices import find_device
 from .generator import load_generator
 from .places import check_output, find_model
 from .rewards.combine import find_reward
@@ -262,7 +263,7 @@ def _collect(job: AlignJob, out: Path, prompts: Path) -> None:
     from .training.ppo import read_prompts
 
     sample_pairs(
-        load_generator(job.model),
+        load_generator(job.model, device=find_device()),
         read_prompts(prompts),
         out / "votes",
         listeners=simulated_listeners(job.listeners, seed=job.seed),

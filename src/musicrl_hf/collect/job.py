@@ -51,6 +51,8 @@ class CollectJob(Rules):
     temperature: float = rule(1.0, "of sampling")
     top_k: int | None = rule(250, "likeliest codes to sample from; empty for all")
     guidance_scale: float = rule(3.0, "classifier-free guidance; 1 is none")
+    device: str | None = rule(None, "cpu, cuda, mps ...; empty for the accelerator that there is, else the CPU")
+    dtype: str = rule("float32", "of the generators: float32, bfloat16 or float16")
     seed: int | None = rule(None, "makes pairs and simulated listeners reproducible; empty draws one")
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ def run_collect(job: CollectJob) -> str:
     desk = Desk(store, job.rules)
     maker = PairMaker(
         store,
-        _load_models([job.model, *job.against]),
+        _load_models(job),
         prompts,
         duration_s=job.duration_s,
         temperature=job.temperature,
@@ -207,11 +209,14 @@ def run_export(job: ExportJob) -> "ExportResult":
         store.close()
 
 
-def _load_models(names: list[str]) -> dict:
+def _load_models(job: CollectJob) -> dict:
+    from ..devices import find_device, find_dtype
     from ..evaluation.report import label_models
     from ..generator import load_generator
 
-    return {label: load_generator(name).eval() for label, name in label_models(names).items()}
+    device, dtype = find_device(job.device), find_dtype(job.dtype)
+    names = label_models([job.model, *job.against])
+    return {label: load_generator(name, device=device, dtype=dtype) for label, name in names.items()}
 
 
 def _make_pairs(job: CollectJob, there: int, maker: "PairMaker") -> None:

@@ -173,7 +173,7 @@ class PairMaker:
                     yield self.make_check(CHECKS[made // self.check_every % len(CHECKS)])
 
     def _sample(self, prompt: str, name: str, seed: int) -> Tensor:
-        return self.models[name].sample([prompt], seed=seed, **self._sampling).audio[0]
+        return self.models[name].sample([prompt], seed=seed, **self._sampling).audio[0].cpu()
 
     def _save(self, prompt: str, sides: Sequence[tuple[str, int, Tensor]], kind: str, owner: str | None) -> str:
         rows: list[dict[str, Any]] = []

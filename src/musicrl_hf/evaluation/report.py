@@ -5,9 +5,10 @@ import csv
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -17,13 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..audio import atomic_path, audio_bytes, match_loudness
+from ..devices import find_device, find_dtype
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..places import check_output, find_model
 from ..preferences.importers import VOTE_COLUMNS, read_votes
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, normalise_prompt, read_prompts
 from ..rewards import Reward, check_scores
-from ..rewards.combine import find_reward
+from ..rewards.combine import find_reward, move_reward
 from .counting import count_votes, ranking, ratings_in
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import few_prompts, render_page
@@ -78,6 +80,10 @@ class EvaluateJob:
     guidance_scale: float = field(default=1.0, metadata={"help": "classifier-free guidance; 1 is none"})
     batch_size: int = field(default=8, metadata={"help": "clips sampled together"})
     players: int = field(default=12, metadata={"help": "prompts whose clips the page plays"})
+    device: str | None = field(
+        default=None, metadata={"help": "cpu, cuda, mps ...; empty for the accelerator that there is, else the CPU"}
+    )
+    dtype: str = field(default="float32", metadata={"help": "of the generators: float32, bfloat16 or float16"})
     seed: int = field(default=0, metadata={"help": "of sampling, listeners and bootstrap"})
 
     def __post_init__(self) -> None:
@@ -102,13 +108,18 @@ def _evaluate(job: EvaluateJob, out: Path) -> dict[str, Any]:
     models = label_models(job.models)
     for name in models.values():
         find_model(name, "musicgen", "models")
-    rewards = {_reward_label(spec): find_reward(spec) for spec in job.rewards}
+    find_rewards = {_reward_label(spec): find_reward(spec) for spec in job.rewards}
+    device, dtype = find_device(job.device), find_dtype(job.dtype)
+    rewards = {label: load() for label, load in find_rewards.items()}
+    for reward in rewards.values():
+        move_reward(reward, device)
     return evaluate_models(
         models,
         read_prompts(job.prompts or ""),
         out,
         listeners=simulated_listeners(job.listeners, job.seed),
-        rewards={label: load() for label, load in rewards.items()},
+        rewards=rewards,
+        load=partial(load_generator, device=device, dtype=dtype),
         raters_per_clip=job.raters_per_clip,
         duration_s=job.duration_s,
         samples_per_prompt=job.samples_per_prompt,
@@ -136,6 +147,7 @@ def evaluate_models(
     guidance_scale: float = 1.0,
     batch_size: int = 8,
     players: int = 12,
+    load: Callable[[str], MusicRLForConditionalGeneration] = load_generator,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Sample every model on the same prompts with the same seeds, and compare the clips.
@@ -155,6 +167,7 @@ def evaluate_models(
             clip of the same seed; the first is played. Two or more tell the diversity.
         temperature, top_k, guidance_scale: of the sampling.
         players: prompts whose clips are embedded in the page, spread over the list.
+        load: loads a generator by name, and puts it where it shall run.
 
     Returns:
         what `results.json` holds.
@@ -178,7 +191,7 @@ def evaluate_models(
     }
     with tqdm(total=len(models) * len(prompts), desc="evaluating") as bar:
         for label, source in models.items():
-            model = load_generator(source).eval() if isinstance(source, str) else source
+            model = load(source).eval() if isinstance(source, str) else source
             collected: dict[str, list[tuple[str, float]]] = {}
             codes: list[Tensor] = []
             rated[label] = []
