@@ -61,6 +61,10 @@ def test_the_default_file_is_never_written_over(model, tmp_path, monkeypatch, ca
         (["generate", "piano", "--durattion_s", "3"], "unknown argument --durattion_s: did you mean --duration_s?"),
         (["generate", "piano", "--temprature=3"], "unknown argument --temprature: did you mean --temperature?"),
         (["generate", "slow", "piano"], "too many arguments: piano; put quotes around a text of several words"),
+        (
+            ["score", "--reward", "quality", "adherence", "--prompt", "a reel", "out.wav"],
+            "too many arguments: out.wav; put quotes around a text of several words; give --reward once for each reward",
+        ),
         (["push", "a", "me/b", "--licence", "mit"], "unknown argument --licence: did you mean --license?"),
         (["push", "a", "me/b", "--xyzzy"], "unknown argument --xyzzy: it takes --base_model"),
     ],

@@ -140,6 +140,8 @@ def test_a_function_of_the_users_is_found_in_the_current_directory(tmp_path, mon
     assert reward(PROMPTS, audio, RATE).tolist() == pytest.approx([-0.2, -0.4, -0.8])
     with pytest.raises(ValueError, match="no function 'loud'; it has quiet"):
         load_reward("my_rewards:loud")
+    with pytest.raises(ValueError, match=r"'json:dumps' cannot be called with \(prompts, audio, sampling_rate\)"):
+        load_reward("json:dumps")
     (tmp_path / "broken_rewards.py").write_text("import a_package_that_is_missing\n")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
         load_reward("broken_rewards:quiet")

@@ -12,13 +12,13 @@ import torch
 from scipy.optimize import minimize
 from tiny import tiny_generator
 
-from musicrl_hf.audio import match_loudness, read_audio
+from musicrl_hf.audio import audio_bytes, match_loudness, read_audio
 from musicrl_hf.config import load_config
 from musicrl_hf.evaluation.metrics import clip_metrics, distinct_ngrams
 from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
-from musicrl_hf.preferences.schema import Vote
+from musicrl_hf.preferences.schema import Vote, preferences_from_rows, save_preferences
 
 ATTACK = 'a slow <script>alert("x")</script> & "air"'
 PROMPTS = ["slow air", "fast reel", ATTACK, "jazz piano", "loud rock"]
@@ -287,6 +287,30 @@ def test_the_win_rates_are_a_heat_map(tmp_path):
         ("win", "--strength:0.0"),
         ("empty", None),
     ]
+
+
+def test_counted_votes_of_simulated_listeners_are_called_simulated(tmp_path):
+    votes = [Vote("p", "x", "y", "a", simulated_listeners(1)[0].name), Vote("q", "y", "x", "a", "3fa5")]
+    assert evaluate_votes(votes, tmp_path)["raters"] == {"listeners": 2, "simulated": 1}
+    assert "1 of the 2 listeners are simulated" in (tmp_path / "index.html").read_text()
+    assert evaluate_votes(votes[1:], tmp_path)["raters"] == {"listeners": 1, "simulated": 0}
+    assert "simulated" not in (tmp_path / "index.html").read_text()
+
+
+def test_preferences_of_one_system_have_nothing_to_count(tmp_path):
+    clip = audio_bytes(torch.rand(1, 800) / 2, 8000)
+    row = {
+        "prompt": "p",
+        "chosen": clip,
+        "rejected": clip,
+        "chosen_model": "x",
+        "rejected_model": "x",
+        "preference": "a",
+    }
+    row |= {"listener": "3fa5", "source": "test", "created_at": "2026-01-31T12:00:00+00:00"}
+    save_preferences(preferences_from_rows([row]), tmp_path / "prefs")
+    with pytest.raises(ValueError, match="prefs holds no vote between two systems"):
+        run_evaluate(EvaluateJob(votes=str(tmp_path / "prefs"), out=str(tmp_path / "out")))
 
 
 def test_votes_that_cannot_be_ranked_still_have_a_page(tmp_path):

@@ -85,7 +85,8 @@ def _unknown(rest: Sequence[str], command: argparse.ArgumentParser) -> str:
     known = sorted(set(re.findall(r"--[a-zA-Z]\w*", command.format_help())))
     wrong = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
     if wrong is None:
-        return f"too many arguments: {' '.join(rest)}; put quotes around a text of several words"
+        hint = "; give --reward once for each reward" if "--reward" in known else ""
+        return f"too many arguments: {' '.join(rest)}; put quotes around a text of several words{hint}"
     close = difflib.get_close_matches(wrong, known, 1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
     return f"unknown argument {wrong}: {hint}"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
-from .rules import Answer, Rules, is_simulated
+from ..preferences.listeners import is_simulated
+from .rules import Answer, Rules
 from .store import VoteStore
 from .tables import clips, consents, deals, listeners, pairs, settings, votes
 from .tokens import Refused, Unknown, deal_of, hash_code, new_code, sign

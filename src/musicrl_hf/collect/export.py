@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 
 from ..audio import audio_bytes, read_audio
 from ..hub import push_preferences, retract_preferences
+from ..preferences.listeners import SIMULATED, is_simulated
 from ..preferences.schema import FEATURES, SCORE_COLUMNS, check_target, preferences_from_rows, save_preferences
 from ..preferences.splits import side_of_prompt
 from ..records import COLLECTION_FILE, CollectionRecord
 from .desk import CHECKS
 from .reliability import Attention, krippendorff_alpha, passes
-from .rules import SIMULATED, Answer, is_simulated
+from .rules import Answer
 from .store import VoteStore
 from .tables import clips, consents, deals, listeners, pairs, settings, votes
 

@@ -9,8 +9,8 @@ from sqlalchemy import select
 from ..evaluation.counting import count_votes
 from ..evaluation.page import render_standings
 from ..evaluation.win_rates import Rating
+from ..preferences.listeners import is_simulated
 from ..preferences.schema import Vote
-from .rules import is_simulated
 from .store import VoteStore
 from .tables import clips, deals, pairs, votes
 

@@ -8,10 +8,7 @@ from typing import Any
 
 from ..audio import MAX_DURATION_S
 from ..licences import LICENCES
-from ..preferences.listeners import LISTENER_VERSION
 from ..preferences.schema import LABELS, normalise_prompt
-
-SIMULATED = LISTENER_VERSION.partition("-")[0]  # what the names of all simulated listeners begin with
 
 CONSENT = Template(
     """Before you vote, please read what happens with your votes.
@@ -113,11 +110,6 @@ class Answer:
         """Two ratings; the higher one is the preference, as in the paper's study (section 4.3)."""
         preference = "tie" if score_a == score_b else "a" if score_a > score_b else "b"
         return cls(preference, seconds_a, seconds_b, score_a, score_b)
-
-
-def is_simulated(listener: str) -> bool:
-    """Whether this is a simulated listener's name; people are hexadecimal hashes."""
-    return listener.startswith(SIMULATED)
 
 
 def clean_prompt(prompt: str, length: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..preferences.listeners import is_simulated
 from ..preferences.schema import SCORE_COLUMNS, Vote
 from .win_rates import (
     Rating,
@@ -33,7 +34,8 @@ def count_votes(votes: Sequence[Vote], ratings: Sequence[Rating] = (), *, seed: 
         ValueError: if there are no votes.
     """
     if not votes:
-        raise ValueError("source holds no votes: there is nothing to count")
+        raise ValueError("there are no votes between two systems: there is nothing to count")
+    listeners = {vote.listener for vote in votes if vote.listener}
     overall = [win_rate(votes, name, seed=seed) for name in models_of(votes)]
     overall.sort(key=lambda rate: (rate.win_rate != rate.win_rate, -rate.win_rate, rate.model))
     names = [rate.model for rate in overall]
@@ -43,6 +45,7 @@ def count_votes(votes: Sequence[Vote], ratings: Sequence[Rating] = (), *, seed: 
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "models": names,
         "votes": len(votes),
+        "raters": {"listeners": len(listeners), "simulated": sum(is_simulated(who) for who in listeners)},
         "prompts": len({vote.prompt for vote in votes}),
         "overall": [as_json(rate) for rate in overall],
         "win_rates": rates,

@@ -76,11 +76,12 @@ def _section(title: str, content: str) -> str:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    few = _few(result)
+    few, raters = _few(result), result["raters"]
     if result["kind"] == "votes":
         text = f"{_count(result['votes'], 'vote')} on {_count(result['prompts'], 'prompt')} between "
-        return f'<p class="lede">{text}{len(result["models"])} systems.</p>{few}'
-    raters = result["raters"]
+        who = f"{raters['simulated']} of the {_count(raters['listeners'], 'listener')}"
+        simulated = _simulated(who) if raters["simulated"] else ""
+        return f'<p class="lede">{text}{len(result["models"])} systems.</p>{few}{simulated}'
     text = (
         f"{_count(len(result['models']), 'generator')} on the same {_count(result['prompts'], 'prompt')}, "
         f"{_count(raters['clips_per_prompt'], 'clip')} of {result['settings']['duration_s']:g} s each, "
@@ -88,14 +89,16 @@ def _summary(result: Mapping[str, Any]) -> str:
     )
     if raters["clips_per_prompt"] > 1:
         text += f" This page plays the first of the {raters['clips_per_prompt']} clips."
-    warning = ""
-    if raters["simulated"]:
-        warning = (
-            f'<p class="notice"><strong>The {raters["listeners"]} listeners are simulated</strong> '
-            f"({escape(raters['simulated'])}): rules on the waveform and the prompt, not people. The page shows whether "
-            "their taste was learned; it does not show what people would prefer.</p>"
-        )
+    who = f"The {raters['listeners']} listeners ({escape(raters['simulated'] or '')})"
+    warning = _simulated(who) if raters["simulated"] else ""
     return f'<p class="lede">{text}</p>{few}{warning}'
+
+
+def _simulated(who: str) -> str:
+    return (
+        f'<p class="notice"><strong>{who} are simulated</strong>: rules on the waveform and the prompt, not people. The page '
+        "shows whether their taste was learned; it does not show what people would prefer.</p>"
+    )
 
 
 def _few(result: Mapping[str, Any]) -> str:

@@ -275,6 +275,10 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
         ValueError: if there are no votes, or the table is not valid.
     """
     votes = read_votes(source) if isinstance(source, str | Path) else list(source)
+    if not votes and isinstance(source, str | Path):
+        raise ValueError(
+            f"`votes`: {source} holds no vote between two systems; where all its clips are of one system, there is none to rank."
+        )
     ratings = ratings_in(Path(source)) if isinstance(source, str | Path) and Path(source).is_dir() else []
     result = count_votes(votes, ratings, seed=seed)
     _write(Path(out_dir), result, votes, [])

@@ -22,6 +22,8 @@ from .. import descriptors
 LISTENER_VERSION = "simulated-1"
 """Changes whenever a vote could come out differently; written to every row as `listener`."""
 
+SIMULATED = LISTENER_VERSION.partition("-")[0]  # what the names of all simulated listeners begin with
+
 FEATURES = (
     "consonance",  # pitch energy in the best diatonic scale
     "tonality",  # tone rather than noise
@@ -110,6 +112,11 @@ class SimulatedListener:
         draws = [_uniform(self.name, prompt, _digest(clip)) for prompt, clip in zip(prompts, audio, strict=True)]
         noise = torch.tensor([math.log(draw / (1 - draw)) for draw in draws])
         return (3 + 0.6 * self.utility(features) + 0.3 * noise).round().clamp(1, 5)
+
+
+def is_simulated(listener: str) -> bool:
+    """Whether this is a simulated listener's name; people are hexadecimal hashes."""
+    return listener.startswith(SIMULATED)
 
 
 def simulated_listeners(count: int, seed: int = 0) -> list[SimulatedListener]:

@@ -1,6 +1,7 @@
 """Several rewards as one: a weighted sum, with or without normalisation, and the specs that name rewards."""
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -167,6 +168,16 @@ def _user_function(module_name: str, function_name: str) -> Callable:
             f"`reward` = '{module_name}:{function_name}': {module_name} has no function {function_name!r}; it has "
             f"{', '.join(functions) or 'none'}."
         )
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell theirs
+        return function
+    try:
+        signature.bind([], torch.zeros(0), 16_000)
+    except TypeError as error:
+        raise ValueError(
+            f"`reward` = '{module_name}:{function_name}' cannot be called with (prompts, audio, sampling_rate): {error}."
+        ) from None
     return function
 
 

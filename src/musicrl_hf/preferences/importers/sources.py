@@ -152,7 +152,9 @@ def files_of_config(source: Source, names: Sequence[str], config: str) -> list[s
     chosen = chosen or [name for name in names if config in PurePosixPath(name).parts[:-1]]
     if not chosen:
         folders = {part for name in names for part in PurePosixPath(name).parts[:-1]}
-        raise ValueError(f"config is {config!r}: {source.label} has {', '.join(sorted(patterns) or sorted(folders))}")
+        raise ValueError(
+            f"config is {config!r}: {source.label} has {', '.join(sorted(patterns) or sorted(folders)) or 'no such parts'}"
+        )
     return chosen
 
 
