@@ -17,15 +17,33 @@ from musicrl_hf.records import Record, write_record
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
 STAGES = {  # what was measured for each model, in this order
-    "musicrl-tiny": ["codec", "generator"],
+    "musicrl-tiny": ["codec", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
     "musicrl-tiny-quality": ["quality"],
 }
-NOT_MEASURED = ("command", "date", "hardware", "versions", "log", "bytes")
+NOT_MEASURED = (
+    "command",
+    "date",
+    "hardware",
+    "versions",
+    "seed",
+    "log",
+    "bytes",
+    "clips",
+    "clips_medians",
+    "first_prompts",
+)
+JUDGED = {  # groups of clips that the judges heard, and what a card calls them
+    "real": "real clips",
+    "real_through_codec": "real clips through the codec",
+    "generated_guidance_1": "generated at guidance 1",
+    "generated_guidance_3": "generated at guidance 3",
+}
+SHARES = ("instrument", "backing", "tempo_within_3%", "tempo_within_8%", "key_neighbour", "key_signature")
 DATA = (
-    "{clips:,} clips of 10 s ({hours:g} h), 16 kHz mono, rendered for this purpose from {tunes:,} folk tunes of three printed "
-    "collections in the public domain (O'Neill's Music of Ireland, Ryan's Mammoth Collection, Aird's Airs; no tune "
-    "is in both training and test) with the sound font FluidR3Mono_GM (MIT). The captions were written by rules from "
+    "{clips:,} clips of 10 s ({hours:g} h), 16 kHz mono, rendered for this purpose from {tunes:,} tunes of three printed "
+    "collections in the public domain (O'Neill's Music of Ireland, Ryan's Mammoth Collection, Aird's Airs) and of Bach's "
+    "four-part chorales (no tune is in both training and test) with the sound font FluidR3Mono_GM (MIT). The captions were written by rules from "
     "each tune's metre, mode and tempo and from the instruments; a mood word such as \"nostalgic\" is a rule, not a listener's "
     "judgement. No recording of a person, no licensed music. ATTRIBUTION.md of the project names who encoded the tunes."
 )
@@ -33,7 +51,9 @@ LIMITS = {
     "musicrl-tiny": [
         "Made to try the whole loop on a laptop and to test it, not to listen to for pleasure: it knows folk melodies on "
         "sixteen General MIDI instruments and nothing else, neither singing nor any other style.",
-        "16 kHz mono through a small codec: expect noise and dull treble.",
+        "16 kHz mono at 2 kbit/s: the sound is grainy, and an instrument is not always to be told from its neighbours.",
+        "It follows the instrument that a prompt names in most clips, the accompaniment in half of them, and neither a key nor a "
+        "number of beats a minute (see the judges).",
     ],
     "musicrl-tiny-adherence": [
         "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
@@ -58,7 +78,7 @@ def record(name: str) -> Record:
     corpus, clips = _results("corpus"), _results("render")["train"]
     stages = [_results(stage) for stage in STAGES[name]]
     measured = {
-        stage: {key: value for key, value in results.items() if key not in NOT_MEASURED}
+        stage: _judged(results) if stage == "judge" else {k: v for k, v in results.items() if k not in NOT_MEASURED}
         for stage, results in zip(STAGES[name], stages, strict=True)
     }
     last = stages[-1]
@@ -69,10 +89,29 @@ def record(name: str) -> Record:
         license="apache-2.0",
         metrics=measured if len(measured) > 1 else measured[STAGES[name][0]],
         limits=LIMITS[name],
+        clips=last.get("clips", {}),
         command="; ".join(stage["command"] for stage in stages),
         date=last["date"],
         hardware=last["hardware"],
     )
+
+
+def _judged(results: dict) -> dict:
+    """What independent judges heard, the share that is right first and in brackets what chance gives."""
+    found: dict = {"prompts": results["prompts"], "seconds": results["seconds"]}
+    for group, words in JUDGED.items():
+        heard = results["groups"][group]
+        shares = {name: "{share} ({chance})".format(**heard[name]) for name in SHARES}
+        others = {name: heard[name] for name in ("scale_share_of_real", "frechet_distance_of_codec", "faulty_clips")}
+        found[words] = shares | others
+    return found
+
+
+def bundled_card(name: str) -> str:
+    """The card, with the clips where they lie as seen from this folder."""
+    card = model_card(CHECKPOINTS / name, name)
+    check_card(card)
+    return card.replace("(samples/", f"(../src/musicrl_hf/checkpoints/{name}/samples/")
 
 
 def _results(stage: str) -> dict:
@@ -85,8 +124,7 @@ def _results(stage: str) -> dict:
 def main() -> None:
     for name in BUNDLED:
         write_record(CHECKPOINTS / name, record(name))
-        card = model_card(CHECKPOINTS / name, name)
-        check_card(card)
+        card = bundled_card(name)
         with atomic_path(HERE / f"{name}.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         print(f"Wrote {HERE / name}.md")

@@ -39,6 +39,7 @@ CODED_CLIPS, CODED_SHARE = 500, 0.5  # training clips that are decoded from code
 ONE_BACKING_SHARE = 0.5  # of the batches
 SHORT_SHARE = 0.5  # of the batches hear 5 s
 SHORT_S = 5
+RETRIEVAL_CLIPS = 200  # among so many test clips the right one is looked for
 SAVE_EVERY_S = 120
 
 
@@ -166,10 +167,12 @@ def instrument_prompts() -> list[str]:
 
 
 @torch.no_grad()
-def evaluate(model: ClapModel, tokenizer, extractor: ClapFeatureExtractor, audio: Tensor, rows: list[dict]) -> dict:
-    """Retrieval and instrument by prompt on held-out clips [N, T], with one full caption each."""
+def evaluate(
+    model: ClapModel, tokenizer, extractor: ClapFeatureExtractor, audio: Tensor, rows: list[dict], texts: list[str]
+) -> dict:
+    """Retrieval by one text each, and instrument by prompt, on held-out clips [N, T]."""
     sound = torch.cat([audio_embeddings(model, extractor, a[:, None], SAMPLING_RATE)[:, 0] for a in audio.split(20)])
-    similarity = text_embeddings(model, tokenizer, [row["captions"][0] for row in rows]) @ sound.T
+    similarity = text_embeddings(model, tokenizer, texts) @ sound.T
     rank = (similarity > similarity.diag()[:, None]).sum(1)
     back = (similarity > similarity.diag()[None]).sum(0)
     named = (sound @ text_embeddings(model, tokenizer, instrument_prompts()).T).argmax(1)
@@ -199,16 +202,23 @@ def main() -> None:
     progress = train(args, model, rows, Captions(rows, tokenizer), clean, coded)
     model.eval()
     held_out, rows = load_clips(args.work, "test")
-    audio = to_float(held_out)
-    results: dict = {"step": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}
-    results["parameters"] = sum(p.numel() for p in model.parameters())
-    results["test_10_s"] = evaluate(model, tokenizer, extractor, audio, rows)
-    results["test_5_s"] = evaluate(model, tokenizer, extractor, audio[:, : SHORT_S * SAMPLING_RATE], rows)
+    rows = rows[:RETRIEVAL_CLIPS]
+    audio = to_float(held_out[: len(rows)])
+    short = SHORT_S * SAMPLING_RATE
     codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
-    codes = load_file(args.work / "codes_test.safetensors")["codes"].long()
+    codes = load_file(args.work / "codes_test.safetensors")["codes"][: len(rows)].long()
     with torch.no_grad():
         coded = torch.cat([codec.decode(some[None], [None]).audio_values[:, 0] for some in codes.split(10)])
-    results["test_5_s_through_codec"] = evaluate(model, tokenizer, extractor, coded[:, : SHORT_S * SAMPLING_RATE], rows)
+    captions, paraphrases = [row["captions"][0] for row in rows], [row["paraphrase"] for row in rows]
+    results: dict = {"step": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}
+    results["parameters"] = sum(p.numel() for p in model.parameters())
+    for name, waves, texts in (
+        ("test_10_s", audio, captions),
+        ("test_10_s_paraphrased", audio, paraphrases),
+        ("test_5_s", audio[:, :short], captions),
+        ("test_5_s_through_codec", coded[:, :short], captions),
+    ):
+        results[name] = evaluate(model, tokenizer, extractor, waves, rows, texts)
     aside = args.checkpoints / ".musicrl-tiny-adherence.part"
     for part in (model, tokenizer, extractor):
         part.save_pretrained(aside)

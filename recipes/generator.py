@@ -253,9 +253,13 @@ def main() -> None:
     progress = train(args, model, Captions(rows, tokenizer))
     results: dict = {name: progress[name] for name in ("step", "frames", "log")}
     results["minutes"] = round(progress["seconds"] / 60, 1)
+    if "earlier" in progress:  # runs that this one went on from, see go_on.py
+        results["earlier"] = progress["earlier"]
     for split in ("validation", "test"):
         held_out = load_file(args.work / f"codes_{split}.safetensors")["codes"]
         results[split] = evaluate(model, held_out, Captions(read_json(args.work / f"rows_{split}.json"), tokenizer))
+    # The codec's decoder may have been trained further beside this stage; the codes are the same.
+    model.audio_encoder.load_state_dict(EncodecModel.from_pretrained(args.work / "codec").state_dict())
     parts = {"text_encoder": model.text_encoder, "decoder": model.decoder, "codec": model.audio_encoder}
     results["parameters"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     results["bytes"] = export(model, args.checkpoints / "musicrl-tiny")

@@ -5,7 +5,7 @@
 
 Prompts are captions of held-out clips that name most facts, and for every second clip its paraphrase. The same is measured
 of those clips themselves, of the clips through the generator's codec, and of random codes, so that the generator's figures
-have something to stand beside. Some clips are written to WORK/judge as WAV.
+have something to stand beside. Some clips are written to WORK/judge as WAV, and those of the card beside the generator.
 """
 
 import re
@@ -20,6 +20,7 @@ from common import SAMPLING_RATE, load_clips, record, say, stage_arguments, star
 from judges import JUDGED_S, Judges, agreement, count_faults
 from torch import Tensor
 
+from musicrl_hf.audio import write_audio
 from musicrl_hf.bundled import resolve
 from musicrl_hf.evaluation.metrics import frechet_distance
 from musicrl_hf.generator import MusicRLForConditionalGeneration
@@ -28,9 +29,11 @@ N_PROMPTS, TINY_PROMPTS = 200, 8
 BATCH = 50  # clips sampled at once
 N_WRITTEN = 16  # clips of each group as WAV
 CODED = "real_through_codec"
-ARTICLE_PROMPTS = [
+CARD_PROMPTS = [  # clips that come with the model's card
     "a dance tune with a melodic synth line and arpeggio",
     "a nostalgic tune played by an accordion band",
+    "a slow air played by a flute",
+    "a lively reel played by a fiddle, with drums",
 ]
 
 
@@ -117,7 +120,7 @@ def main() -> None:
         say(name)
     for guidance in args.guidance:
         groups[f"generated_guidance_{guidance:g}"] = sample(model, prompts, guidance, args.seed)
-    named = sample(model, ARTICLE_PROMPTS, args.guidance[-1], args.seed)
+    named = sample(model, CARD_PROMPTS, args.guidance[-1], args.seed)
     reference = judges.hear(other)["embedding"]
     results: dict = {"prompts": n_prompts, "seconds": JUDGED_S, "groups": {}}
     folder = args.work / "judge"
@@ -126,8 +129,12 @@ def main() -> None:
         results["groups"][name] = figures(judges.hear(audio), rows, prompts, reference)
         say(f"{name}: {results['groups'][name]}")
         write(folder, name, audio[:N_WRITTEN])
-    results["article_prompts_medians"] = medians(judges.hear(named))
-    write(folder, "article_prompt", named)
+    results["clips"] = {f"samples/{text.replace(' ', '_').replace(',', '')}.flac": text for text in CARD_PROMPTS}
+    results["clips_medians"] = medians(judges.hear(named))
+    if args.generator is None:
+        (args.checkpoints / "musicrl-tiny" / "samples").mkdir(exist_ok=True)
+        for name, wave in zip(results["clips"], named, strict=True):
+            write_audio(args.checkpoints / "musicrl-tiny" / name, wave[None], SAMPLING_RATE)
     coded = results["groups"][CODED]
     for found in results["groups"].values():
         found["scale_share_of_real"] = round(found["scale_share"] / results["groups"]["real"]["scale_share"], 3)

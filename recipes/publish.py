@@ -18,12 +18,14 @@ MODELS = ("musicrl-tiny", "musicrl-tiny-adherence", "musicrl-tiny-quality")
 
 def copy_files(source: Path, target: Path) -> int:
     """Copy the files of a folder aside and rename them, the weights first; bytes copied."""
-    target.mkdir(parents=True, exist_ok=True)
     total = 0
-    for path in sorted(source.iterdir(), key=lambda path: path.suffix != ".safetensors"):
-        aside = target / f".{path.name}.part"
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.suffix != ".safetensors"):
+        final = target / path.relative_to(source)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{final.name}.part")
         shutil.copyfile(path, aside)
-        os.replace(aside, target / path.name)
+        os.replace(aside, final)
         total += path.stat().st_size
     return total
 

@@ -295,14 +295,32 @@ def test_the_project_speaks_of_itself_alone():
 # -- cards and records --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def build():
+    """model_cards/build.py as a module."""
+    path = ROOT / "model_cards" / "build.py"
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("build_cards", path))
+    module.__spec__.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("name", list(BUNDLED))
-def test_the_card_of_a_bundled_model_says_what_was_recorded(name):
+def test_the_card_of_a_bundled_model_says_what_was_recorded(build, name):
     """`python model_cards/build.py` writes both the record beside the weights and the card."""
     card = (ROOT / "model_cards" / f"{name}.md").read_text()
-    assert card == model_card(resolve(name), name)
-    data = check_card(card)
+    assert card == build.bundled_card(name)
+    data = check_card(model_card(resolve(name), name))
     assert data["license"] == "apache-2.0"
     assert "No measurement was recorded" not in card
+
+
+def test_the_clips_on_the_generators_card_can_be_heard():
+    clips = read_record(CHECKPOINTS / "musicrl-tiny").clips
+    assert len(clips) >= 2
+    for path in clips:
+        audio, sampling_rate = read_audio(CHECKPOINTS / "musicrl-tiny" / path)
+        assert audio.shape[-1] == 5 * sampling_rate
+        assert audio.abs().max() > 0.05
 
 
 @pytest.mark.slow
@@ -318,10 +336,7 @@ def test_the_code_on_the_cards_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("tensor([") == 2
 
 
-def test_the_records_beside_the_bundled_weights_are_those_of_the_recipes():
-    path = ROOT / "model_cards" / "build.py"
-    build = importlib.util.module_from_spec(importlib.util.spec_from_file_location("build_cards", path))
-    build.__spec__.loader.exec_module(build)
+def test_the_records_beside_the_bundled_weights_are_those_of_the_recipes(build):
     assert set(build.STAGES) == set(BUNDLED)
     for name in BUNDLED:
         assert read_record(CHECKPOINTS / name) == build.record(name)

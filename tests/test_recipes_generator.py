@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import EncodecModel
 
+from musicrl_hf import load_generator
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -27,3 +29,26 @@ def test_codes_that_sound_alike_start_alike(monkeypatch):
             assert weight.pow(2).mean().sqrt() == pytest.approx(spread, rel=1e-3)
             ratio = torch.pdist(weight[:50]) / entries
             assert ratio.std() < 1e-4 * ratio.mean()
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_what_is_published(monkeypatch, tmp_path):
+    """What go_on.py leaves in a work folder scores codes as the bundled generator does, before the first step."""
+    monkeypatch.syspath_prepend(RECIPES)
+    generator, go_on = importlib.import_module("generator"), importlib.import_module("go_on")
+    common = importlib.import_module("common")
+    threads = str(torch.get_num_threads())
+    words = ["go_on.py", "--work", str(tmp_path), "--results", str(RECIPES / "results"), "--threads", threads]
+    monkeypatch.setattr("sys.argv", words)
+    go_on.main()
+    model = generator.build(EncodecModel.from_pretrained(tmp_path / "codec"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    progress = common.load_training_state(tmp_path / "generator_training", model, optimizer)
+    assert progress["step"] == 0
+    assert progress["earlier"]["step"] > 1000
+    published = load_generator("musicrl-tiny")
+    codes = torch.randint(published.config.codebook_size, (2, 4, 20), generator=torch.Generator().manual_seed(0))
+    text = published.text_inputs(["a slow air", "a lively reel played by a fiddle"])
+    with torch.no_grad():
+        assert torch.equal(generator.code_losses(model, codes, text), generator.code_losses(published, codes, text))
+    assert (tmp_path / "tokenizer" / "tokenizer.json").is_file()

@@ -33,6 +33,7 @@ class Record:
         metrics: name -> number, text or a mapping of more of them.
         config: every setting of the run.
         limits: sentences, added to those that hold for every model of the kind.
+        clips: path in the folder -> the prompt that the model made that clip for.
         command, date, hardware, seconds: how, when, on what and how long it was trained or measured.
     """
 
@@ -44,6 +45,7 @@ class Record:
     metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
+    clips: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     date: str | None = None
     hardware: str | None = None

@@ -1,0 +1,43 @@
+"""Go on from what is published: its codec, its tokenizer and its generator into a work folder, for more training.
+
+    python recipes/corpus.py --work build/more && python recipes/render.py --work build/more
+    python recipes/go_on.py --work build/more --results recipes/results
+    python recipes/codes.py --work build/more
+    python recipes/generator.py --work build/more --minutes 120
+
+The codec stays as it is. The generator's optimiser begins anew, with its warm-up and its whole schedule.
+"""
+
+from pathlib import Path
+
+import torch
+from common import read_json, save_training_state, say, stage_arguments, start, write_json
+
+from musicrl_hf.generator import MusicRLForConditionalGeneration
+
+TOLD = ("command", "step", "frames", "minutes", "earlier")
+
+
+def main() -> None:
+    parser = stage_arguments(__doc__.splitlines()[0])
+    parser.add_argument("--generator", default="musicrl-tiny", help="bundled name or folder")
+    parser.add_argument("--results", type=Path, required=True, help="folder with what its recipe recorded")
+    args = parser.parse_args()
+    start(args)
+    folder = args.work / "generator_training"
+    if folder.exists() and not args.force:
+        return say(f"{folder} is there")
+    model = MusicRLForConditionalGeneration.from_pretrained(args.generator)
+    model.audio_encoder.save_pretrained(args.work / "codec")
+    model.tokenizer.save_pretrained(args.work / "tokenizer")
+    codec, generator = (read_json(args.results / f"{stage}.json") for stage in ("codec", "generator"))
+    write_json(args.work / "results" / "codec.json", codec)
+    write_json(args.work / "codec_finished.json", codec)
+    earlier = {name: generator[name] for name in TOLD if name in generator}
+    progress = {"step": 0, "seconds": 0.0, "frames": 0, "log": [], "earlier": earlier}
+    save_training_state(folder, model, torch.optim.AdamW(model.parameters()), progress)
+    say(f"the codec and generator of {args.generator} are in {args.work}")
+
+
+if __name__ == "__main__":
+    main()
