@@ -1,7 +1,7 @@
 """Go on from what is published: its codec, its tokenizer and its generator into a work folder, for more training.
 
     python recipes/corpus.py --work build/more && python recipes/render.py --work build/more
-    python recipes/go_on.py --work build/more --results recipes/results
+    python recipes/go_on.py --work build/more --recorded recipes/results
     python recipes/codes.py --work build/more
     python recipes/generator.py --work build/more --minutes 120
 
@@ -21,7 +21,7 @@ TOLD = ("command", "step", "frames", "minutes", "earlier")
 def main() -> None:
     parser = stage_arguments(__doc__.splitlines()[0])
     parser.add_argument("--generator", default="musicrl-tiny", help="bundled name or folder")
-    parser.add_argument("--results", type=Path, required=True, help="folder with what its recipe recorded")
+    parser.add_argument("--recorded", type=Path, required=True, help="folder with what its recipe recorded")
     args = parser.parse_args()
     start(args)
     folder = args.work / "generator_training"
@@ -30,7 +30,7 @@ def main() -> None:
     model = MusicRLForConditionalGeneration.from_pretrained(args.generator)
     model.audio_encoder.save_pretrained(args.work / "codec")
     model.tokenizer.save_pretrained(args.work / "tokenizer")
-    codec, generator = (read_json(args.results / f"{stage}.json") for stage in ("codec", "generator"))
+    codec, generator = (read_json(args.recorded / f"{stage}.json") for stage in ("codec", "generator"))
     write_json(args.work / "results" / "codec.json", codec)
     write_json(args.work / "codec_finished.json", codec)
     earlier = {name: generator[name] for name in TOLD if name in generator}

@@ -1,6 +1,7 @@
 """`musicrl collect` and `musicrl export`: their fields, and what runs them."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -156,8 +157,8 @@ def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
         pool.start()
         if publisher is not None:
             publisher.start()
-        serve(service, job.host, job.port, ready=partial(_announce, store.admin_token))
-    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):  # raised or not, as the event loop has it
+            serve(service, job.host, job.port, ready=partial(_announce, store.admin_token))
         print("Closing the page.", flush=True)
     finally:
         pool.stop()
