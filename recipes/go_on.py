@@ -1,6 +1,6 @@
 """Go on from what is published: its codec, its tokenizer and its generator into a work folder, for more training.
 
-    python recipes/corpus.py --work build/more && python recipes/render.py --work build/more
+    python recipes/corpus.py --work build/more && python recipes/render.py --work build/more && python recipes/judges.py --work build/more
     python recipes/go_on.py --work build/more --recorded recipes/results
     python recipes/codes.py --work build/more
     python recipes/generator.py --work build/more --minutes 120
