@@ -39,11 +39,14 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._stopping.wait(self.seconds):
-            self._export()
-        self._export()
+            self.export_changes()
+        self.export_changes()
 
-    def _export(self) -> None:
-        """One that fails is tried again in the next round: the votes are in the store."""
+    def export_changes(self) -> None:
+        """Export if votes came or went since the last time; what fails is tried again the next time.
+
+        A vote that comes while an export is being written may be in it, and is exported once more.
+        """
         try:
             state = self._state()
             if state != self._last:
