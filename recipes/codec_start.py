@@ -1,9 +1,9 @@
 """Where the codec's training starts: a lapped transform, written into the weights of the `encodec` package's network.
 
 From random weights that network needs an hour on a CPU to find less than what the modified discrete cosine transform
-(Princen and Bradley 1987) has from the start: the lowest 128 of its 320 coefficients a frame, by k-means residual
-codebooks, give a clip back at 7 dB. So a part of the channels carries that transform at first (for small signals the
-network is straight: ELU has slope 1 at 0); the others start at random, to learn what a linear map cannot do.
+(Princen and Bradley 1987) has from the start: half of its coefficients, by k-means residual codebooks, give a clip back
+at 7 dB, before anything is learned (README.md). So a part of the channels carries that transform at first (for small
+signals the network is straight: ELU has slope 1 at 0); the others start at random, to learn what a linear map cannot do.
 """
 
 import math

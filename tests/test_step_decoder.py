@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_generator
 
 from musicrl_hf.delay import delay_codes
-from musicrl_hf.sampling import draw_codes
+from musicrl_hf.sampling import draw_codes, draw_from, precision_on
 from musicrl_hf.step_decoder import StepDecoder
 
 PROMPTS = ["a slow piano air played at night", "drums"]
@@ -54,10 +54,17 @@ def test_an_adapter_takes_part():
     assert (steps - plain).abs().max() > 0.1
 
 
-def test_codes_are_drawn_as_often_as_they_are_likely():
+def test_cumulated_probabilities_are_in_float64_where_the_device_has_it():
+    assert [precision_on(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [torch.float64] * 2 + [
+        torch.float32
+    ]
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_codes_are_drawn_as_often_as_they_are_likely(precision):
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
     logits = probabilities.log().expand(20_000, 2, 4)
-    drawn = draw_codes(logits, None, torch.Generator().manual_seed(0))
+    drawn = draw_from(logits, precision, torch.Generator().manual_seed(0))
     assert drawn.shape == (20_000, 2)
     frequencies = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
     assert frequencies[1] == 0

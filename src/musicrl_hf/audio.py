@@ -96,12 +96,12 @@ def match_loudness(audio: Tensor, sampling_rate: int, target_lufs: float = -23.0
     if audio.dim() != 2:
         raise ValueError(f"`audio` must be one clip [C, T], got shape {tuple(audio.shape)}.")
     if sampling_rate < _LOWEST_WEIGHTED_RATE:
-        loudness = 10 * math.log10(float(audio.double().square().mean(1).sum()) + 1e-20) - 0.691
+        loudness = 10 * math.log10(float(audio.cpu().double().square().mean(1).sum()) + 1e-20) - 0.691
         loudness = loudness if loudness > -70 else -math.inf  # BS.1770's absolute gate
     else:
         block_s = min(0.4, audio.shape[-1] / sampling_rate)
         meter = pyloudnorm.Meter(sampling_rate, block_size=block_s)
-        loudness = meter.integrated_loudness(audio.T.double().cpu().numpy())
+        loudness = meter.integrated_loudness(audio.T.cpu().double().numpy())
     if not math.isfinite(loudness):
         return audio
     scaled = audio * 10 ** ((target_lufs - loudness) / 20)

@@ -23,8 +23,20 @@ def draw_codes(logits: Tensor, top_k: int | None, generator: torch.Generator | N
     """
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
-    # Double precision: what float32 loses over thousands of entries would be lost by the likely ones.
-    cumulated = logits.softmax(-1).double().cumsum(-1)
-    draw = torch.rand(*logits.shape[:-1], 1, generator=generator, device=logits.device, dtype=torch.double)
+    return draw_from(logits, precision_on(logits.device), generator)
+
+
+def precision_on(device: torch.device) -> torch.dtype:
+    """Of cumulated probabilities: float64, since what float32 loses over thousands of entries the likely ones lose.
+
+    Apple's MPS has no float64.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def draw_from(logits: Tensor, precision: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    """`draw_codes` without a limit, its cumulated probabilities in `precision`."""
+    cumulated = logits.softmax(-1).to(precision).cumsum(-1)
+    draw = torch.rand(*logits.shape[:-1], 1, generator=generator, device=logits.device, dtype=precision)
     index = torch.searchsorted(cumulated, draw * cumulated[..., -1:], right=True)
     return index[..., 0].clamp(max=logits.shape[-1] - 1)
