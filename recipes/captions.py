@@ -137,6 +137,17 @@ def phrase(row: dict, style: str, rng: random.Random) -> str:
 STYLES = ("tags", "tags", "tags", "sentence", "sentence", "played", "of", "of", "featuring", "request", "minimal")
 
 
+def complete(row: dict, rng: random.Random) -> str:
+    """Tags that name instrument, accompaniment, tempo, beats a minute and key, and often more, in any order."""
+    key, _ = key_of(row)
+    words = [rng.choice(BACKING_PHRASES[row["backing"]]), rng.choice([key, f"in {key}"]), f"{round(row['bpm'])} bpm"]
+    metre = rng.choice(METRE_PHRASES.get(row["metre"], [f"in {row['metre']}"]))
+    optional = ((rng.choice(TEMPO_PHRASES[row["tempo"]]), 0.8), (row["mood"], 0.5), (row["kind"], 0.5), (metre, 0.3))
+    words += [word for word, share in optional if word and rng.random() < share]
+    rng.shuffle(words)
+    return ", ".join([rng.choice(SYNONYMS.get(row["instrument"], [row["instrument"]])), *words])
+
+
 def captions(row: dict, rng: random.Random) -> list[str]:
     """Twelve different phrasings of one clip, one of each of `STYLES`; the first is complete, for evaluation."""
     described = f"{row['mood']} {row['kind']}".strip()

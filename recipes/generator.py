@@ -1,4 +1,4 @@
-"""Stage 6: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
+"""Stage 7: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
 
     python recipes/generator.py --work build/tiny --minutes 62      trains and writes the bundled folder
     python recipes/generator.py --work build/tiny --export          only writes it, from the last saved step
@@ -28,16 +28,20 @@ from common import (
     start,
     write_json,
 )
+from facts import SIZES, FactHeads, fact_classes
 from safetensors.torch import load_file
-from text import MAX_TOKENS, VOCABULARY, load_or_train_tokenizer
+from text import load_or_train_tokenizer
+from text_encoder import WIDTH, Captions, load_text_encoder, text_config
 from torch import Tensor, nn
-from transformers import EncodecModel, MusicgenDecoderConfig, PreTrainedTokenizerFast, T5Config
+from transformers import EncodecModel, MusicgenDecoderConfig
 
 from musicrl_hf.generator import MusicRLConfig, MusicRLForConditionalGeneration
 
-CROP_S, LONG_EVERY = 5, 8  # seconds; every eighth batch has whole clips, so that later positions are known too
-BATCH = 8  # crops; half as many whole clips
-FROM_START = 0.5  # of the crops begin where the clip begins
+CROP_S = 5  # seconds that the published model plays by default, and that are evaluated
+# Batches in turn, of about 2,000 frames each: crops, their frames, the share of them that begins where the clip begins.
+# Openings are where the words tell most; whole clips are there so that later positions are known too.
+BATCHES = ((32, 62, 1.0), (8, 250, 0.5), (16, 125, 1.0), (8, 250, 0.5), (32, 62, 1.0), (8, 250, 0.5), (4, 500, 0.5))
+FACTS_WEIGHT, FACTS_BEHIND = 0.2, 1  # how much the mean of the fact heads' losses counts; behind which layer they read
 NULL_TEXT = 0.1  # of the prompts are left out
 LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 200
 EMBEDDING_SPREAD, HEAD_SPREAD = 0.35, 0.05  # four embeddings are added to positions of spread .7
@@ -46,16 +50,14 @@ SAVE_EVERY_S = 120
 
 def build(codec: EncodecModel) -> MusicRLForConditionalGeneration:
     """A MusicGen with a small T5 encoder, a small decoder and the trained codec."""
-    text = T5Config(
-        vocab_size=VOCABULARY, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
-        pad_token_id=0, eos_token_id=1, is_encoder_decoder=False, use_cache=False,
-    )  # fmt: skip
     decoder = MusicgenDecoderConfig(
-        vocab_size=CODEBOOK_SIZE, num_codebooks=N_CODEBOOKS, audio_channels=1, hidden_size=256, num_hidden_layers=4,
+        vocab_size=CODEBOOK_SIZE, num_codebooks=N_CODEBOOKS, audio_channels=1, hidden_size=WIDTH, num_hidden_layers=4,
         ffn_dim=1024, num_attention_heads=4, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0,
         pad_token_id=CODEBOOK_SIZE, bos_token_id=CODEBOOK_SIZE,
     )  # fmt: skip
-    config = MusicRLConfig(text_encoder=text.to_dict(), audio_encoder=codec.config.to_dict(), decoder=decoder.to_dict())
+    config = MusicRLConfig(
+        text_encoder=text_config().to_dict(), audio_encoder=codec.config.to_dict(), decoder=decoder.to_dict()
+    )
     # EnCodec has no sdpa attention in transformers, the decoder has.
     attention = {"decoder": "sdpa", "text_encoder": "eager", "audio_encoder": "eager"}
     model = MusicRLForConditionalGeneration._from_config(config, attn_implementation=attention)
@@ -108,41 +110,25 @@ def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tup
     return torch.stack(losses, 1)
 
 
-class Captions:
-    """Captions as padded ids, tokenised once."""
-
-    def __init__(self, rows: list[dict], tokenizer: PreTrainedTokenizerFast) -> None:
-        encode = tokenizer([text for row in rows for text in row["captions"]], truncation=True, max_length=MAX_TOKENS)
-        self.ids, self.per_clip = encode["input_ids"], len(rows[0]["captions"])
-
-    def draw(self, clips: np.ndarray, rng: np.random.Generator | None, null_share: float = 0.0):
-        """(input_ids, attention_mask) [B, P]: a random phrasing of each clip, or the first without `rng`."""
-        pick = rng.integers(self.per_clip, size=len(clips)) if rng else np.zeros(len(clips), int)
-        chosen = [self.ids[i * self.per_clip + j] for i, j in zip(clips, pick, strict=True)]
-        ids = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
-        for row, tokens in zip(ids, chosen, strict=True):
-            row[: len(tokens)] = torch.tensor(tokens)
-        mask = (ids != 0).long()
-        if rng and null_share:
-            mask[torch.from_numpy(rng.random(len(chosen)) < null_share)] = 0
-        return ids, mask
-
-
 def draw_codes(codes: Tensor, step: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
     """Clip indices [B] and crops of their codes [B, K, F]."""
-    is_long = step % LONG_EVERY == LONG_EVERY - 1
-    size, frames = (BATCH // 2, codes.shape[-1]) if is_long else (BATCH, CROP_S * FRAME_RATE)
+    size, frames, from_start = BATCHES[step % len(BATCHES)]
     clips = rng.integers(len(codes), size=size)
-    starts = rng.integers(codes.shape[-1] - frames + 1, size=size) * (rng.random(size) >= FROM_START)
+    starts = rng.integers(codes.shape[-1] - frames + 1, size=size) * (rng.random(size) >= from_start)
     return clips, torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)]).long()
 
 
-def train(args, model: MusicRLForConditionalGeneration, captions: Captions) -> dict:
-    """Train until `args.minutes` are spent, over all restarts; the schedule follows the time."""
+def train(args, model: MusicRLForConditionalGeneration, captions: Captions, facts: Tensor) -> dict:
+    """Train on captions and facts [N, facts] until `args.minutes` are spent, over all restarts; the schedule follows the time."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     folder = args.work / "generator_training"
     progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0, "frames": 0, "log": []}
+    decoder = model.decoder.model.decoder
+    heads = FactHeads(decoder.layers[FACTS_BEHIND], model.enc_to_dec_proj, decoder.config.hidden_size)
+    heads_optimizer = torch.optim.AdamW(heads.parameters(), lr=LEARNING_RATE)
+    heads_folder = folder.with_name("generator_training_heads")
+    load_training_state(heads_folder, heads, heads_optimizer)
     if progress["step"]:
         say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
     rng = np.random.default_rng(args.seed + progress["step"])
@@ -156,12 +142,16 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions) -> d
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         clips, crops = draw_codes(codes, progress["step"], rng)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = code_losses(model, crops, captions.draw(clips, rng, NULL_TEXT))
+            text = captions.draw(clips, rng, NULL_TEXT)
+            losses = code_losses(model, crops, text)
+            told = heads.losses(facts[clips], text[1])
         optimizer.zero_grad()
-        losses.mean().backward()
+        heads_optimizer.zero_grad()
+        (losses.mean() + FACTS_WEIGHT * sum(some.mean() for some in told.values())).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        recent = [*recent[-199:], losses.detach().mean(0).tolist()]
+        heads_optimizer.step()
+        recent = [*recent[-199:], torch.cat([losses.mean(0), *told.values()]).tolist()]
         progress["step"] += 1
         progress["frames"] += crops.shape[0] * crops.shape[-1]
         progress["seconds"] = spent_before + time.time() - began
@@ -169,16 +159,20 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions) -> d
             told_at = time.time()
             mean = np.mean(recent, axis=0)
             minutes = progress["seconds"] / 60
-            progress["log"].append([progress["step"], round(minutes, 1), round(float(mean.mean()), 4)])
-            by_codebook = " ".join(f"{value:.2f}" for value in mean)
+            nats = float(mean[:N_CODEBOOKS].mean())
+            progress["log"].append([progress["step"], round(minutes, 1), round(nats, 4)])
+            by_codebook = " ".join(f"{value:.2f}" for value in mean[:N_CODEBOOKS])
+            nats_of_facts = zip(SIZES, *mean[N_CODEBOOKS:].reshape(len(told), -1), strict=True)
+            by_fact = ", ".join(f"{name} {heard:.2f} {read:.2f}" for name, heard, read in nats_of_facts)
             speed = progress["frames"] / progress["seconds"]
             say(
-                f"generator {minutes:.1f} of {args.minutes} min, step {progress['step']}, loss {mean.mean():.3f} "
-                f"({by_codebook}) nats, {speed:.0f} frames/s"
+                f"generator {minutes:.1f} of {args.minutes} min, step {progress['step']}, loss {nats:.3f} "
+                f"({by_codebook}) nats; facts, by decoder and text: {by_fact}; {speed:.0f} frames/s"
             )
         if time.time() - saved_at > SAVE_EVERY_S:
             saved_at = time.time()
             save_training_state(folder, model, optimizer, progress)
+            save_training_state(heads_folder, heads, heads_optimizer, {})
             codes = load_file(args.work / "codes_train.safetensors")["codes"]  # stage 5 may still be adding to it
     save_training_state(folder, model, optimizer, progress)
     return progress
@@ -250,7 +244,8 @@ def main() -> None:
         state |= {f"audio_encoder.{n}": t for n, t in model.audio_encoder.state_dict().items()}  # may be newer
         model.load_state_dict(state)
         return say(f"{export(model, args.checkpoints / 'musicrl-tiny') / 1e6:.1f} MB written")
-    progress = train(args, model, Captions(rows, tokenizer))
+    load_text_encoder(args.work, model.text_encoder, model.enc_to_dec_proj)  # a training that goes on has its own
+    progress = train(args, model, Captions(rows, tokenizer), fact_classes(rows))
     results: dict = {name: progress[name] for name in ("step", "frames", "log")}
     results["minutes"] = round(progress["seconds"] / 60, 1)
     if "earlier" in progress:  # runs that this one went on from, see go_on.py

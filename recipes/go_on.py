@@ -5,13 +5,15 @@
     python recipes/codes.py --work build/more
     python recipes/generator.py --work build/more --minutes 120
 
-The codec stays as it is. The generator's optimiser begins anew, with its warm-up and its whole schedule.
+The codec stays as it is; so does the text encoder, unless text_encoder.py trained another one in the same folder and
+`--new_text` asks for it. The generator's optimiser begins anew, with its warm-up and its whole schedule.
 """
 
 from pathlib import Path
 
 import torch
 from common import read_json, save_training_state, say, stage_arguments, start, write_json
+from text_encoder import load_text_encoder
 
 from musicrl_hf.generator import MusicRLForConditionalGeneration
 
@@ -22,12 +24,17 @@ def main() -> None:
     parser = stage_arguments(__doc__.splitlines()[0])
     parser.add_argument("--generator", default="musicrl-tiny", help="bundled name or folder")
     parser.add_argument("--recorded", type=Path, required=True, help="folder with what its recipe recorded")
+    parser.add_argument(
+        "--new_text", action="store_true", help="take the text encoder that text_encoder.py left in WORK"
+    )
     args = parser.parse_args()
     start(args)
     folder = args.work / "generator_training"
     if folder.exists() and not args.force:
         return say(f"{folder} is there")
     model = MusicRLForConditionalGeneration.from_pretrained(args.generator)
+    if args.new_text:
+        load_text_encoder(args.work, model.text_encoder, model.enc_to_dec_proj)
     model.audio_encoder.save_pretrained(args.work / "codec")
     model.tokenizer.save_pretrained(args.work / "tokenizer")
     codec, generator = (read_json(args.recorded / f"{stage}.json") for stage in ("codec", "generator"))

@@ -12,11 +12,13 @@ from musicrl_hf.audio import read_audio
 from musicrl_hf.preferences.codes import ClipEncoder
 from musicrl_hf.preferences.listeners import (
     BRIGHT_WORDS,
+    CHOICE_NOISE,
     DARK_WORDS,
     FAST_WORDS,
     FEATURES,
     LISTENER_VERSION,
     SLOW_WORDS,
+    TIE_WIDTH,
     agreement,
     asked_for,
     clip_features,
@@ -75,7 +77,7 @@ def test_a_vote_repeats_and_names_the_same_clip_when_swapped():
 
 
 def test_choices_follow_bradley_terry():
-    """Over many clips of the same liking the share of choices is sigmoid(gap); tie width 0.5 moves it outwards."""
+    """Over many clips of the same liking the share of choices is sigmoid(gap / noise); the tie width moves it outwards."""
     listener = simulated_listeners(1)[0]
     better, worse = melody([60, 64, 67], seconds=0.75), melody([60, 61, 62], seconds=0.75)
     liking = listener.utility(clip_features(["p", "p"], torch.stack([better, worse]), RATE))
@@ -83,7 +85,7 @@ def test_choices_follow_bradley_terry():
     assert 0.2 < gap < 3, "close enough that the noise decides some of them"
     # The prompt enters the noise, and these words ask for nothing: so each is a fresh draw of the same comparison.
     labels = [listener(f"p {i}", better, worse, RATE).preference for i in range(300)]
-    expected = 1 / (1 + math.exp(-(gap - 0.5))), 1 / (1 + math.exp(gap + 0.5))
+    expected = [1 / (1 + math.exp((TIE_WIDTH - side * gap) / CHOICE_NOISE)) for side in (1, -1)]
     for label, share in zip("ab", expected, strict=True):
         assert labels.count(label) / 300 == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / 300) + 0.005)
 
