@@ -1,9 +1,13 @@
 """A documented ladder of degradations: what each does to a clip, and what it is taken to cost in opinion.
 
 Nobody rated anything. A clip's simulated mean opinion score is 1 + 4 * (1 - loss_1) * (1 - loss_2) * ..., one loss for each
-degradation that it went through, from 0 (not heard) to 1 (ruined). The orders within a ladder are safe (more noise is
-never better); the exchange rates between ladders are this file's choice.
+degradation that it went through, from 0 (not heard) to 1 (ruined). Where ViSQOL applies, a ladder's losses are measured with
+it: on some clips, against the clean clip, as a share of what the clean clip itself scores above 1. It does not apply to
+`warp`, which leaves each short patch of sound intact, nor to wrong codes, which make other music: their losses are this
+file's choice.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +15,6 @@ from common import SAMPLING_RATE
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 from transformers import EncodecModel
-
-CODEC_LOSS = {4: 0.25, 3: 0.35, 2: 0.5, 1: 0.7}  # by codebooks kept
 
 
 def add_noise(wave: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
@@ -58,29 +60,79 @@ def warp(wave: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndar
     return np.interp(t + shift, t, wave)
 
 
-LADDERS = {  # the loss at severity 1; it grows as severity ** 0.8
-    "noise": (add_noise, 0.95),
-    "clipping": (clip_peaks, 0.8),
-    "band_limit": (limit_band, 0.75),
-    "bit_depth": (reduce_bits, 0.9),
-    "drop_outs": (drop_out, 0.85),
-    "warp": (warp, 0.85),
+def crackle(wave: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
+    """Clicks of up to twice the clip's peak, 2 to 200 a second."""
+    clicks = (rng.random(len(wave)) < 2 * 100**severity / SAMPLING_RATE) * rng.uniform(-2, 2, len(wave))
+    return wave + clicks * np.abs(wave).max()
+
+
+LADDERS = {
+    "noise": add_noise,
+    "clipping": clip_peaks,
+    "band_limit": limit_band,
+    "bit_depth": reduce_bits,
+    "drop_outs": drop_out,
+    "warp": warp,
 }
+UNSEEN = {"crackle": crackle}  # for the test alone
+BY_RULE = {"warp": 0.85}  # the loss at severity 1, where ViSQOL does not apply; it grows as severity ** 0.8
+SEVERITIES = np.linspace(0, 1, 7)
 
 
-def degrade(wave: np.ndarray, name: str, severity: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A clip [T] one step down a ladder, `severity` in [0, 1], and the loss that this counts for."""
-    change, worst = LADDERS[name]
-    return change(wave, severity, rng).astype(np.float32), worst * severity**0.8
+def measure_losses(
+    clips: np.ndarray, codes: Tensor, codec: EncodecModel, visqol: Callable, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """What each degradation costs: for each ladder its losses at `SEVERITIES`, and for "codec" those of 1 to 4 codebooks.
+
+    Args:
+        clips: clean clips [N, T].
+        codes: the same clips' codes [N, K, F].
+        codec: decodes them.
+        visqol: (clean [T], degraded [T]) to an opinion from 1 to 5.
+    """
+    best = [visqol(clip, clip) for clip in clips]
+
+    def loss(degraded: Sequence[np.ndarray]) -> float:
+        scores = [(visqol(clip, other) - 1) / (top - 1) for clip, other, top in zip(clips, degraded, best, strict=True)]
+        return max(0.0, 1 - float(np.mean(scores)))
+
+    found = {}
+    for name, change in (LADDERS | UNSEEN).items():
+        if name in BY_RULE:
+            found[name] = [BY_RULE[name] * severity**0.8 for severity in SEVERITIES]
+            continue
+        losses = [loss([change(clip, s, rng).astype(np.float32) for clip in clips]) for s in SEVERITIES[1:]]
+        found[name] = np.maximum.accumulate([0.0, *losses]).tolist()  # more of it is never better
+    kept = range(1, codes.shape[1] + 1)
+    decoded = [[decode(codec, some[:k])[: clips.shape[1]] for some in codes] for k in kept]
+    found["codec"] = np.minimum.accumulate([loss(waves) for waves in decoded]).tolist()
+    return {name: [round(float(x), 4) for x in values] for name, values in found.items()}
+
+
+def degrade(
+    wave: np.ndarray, name: str, severity: float, losses: dict[str, list[float]], rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """A clip [T] some way down a ladder, `severity` in [0, 1], and the loss that this counts for in `measure_losses`."""
+    change = (LADDERS | UNSEEN)[name]
+    return change(wave, severity, rng).astype(np.float32), float(np.interp(severity, SEVERITIES, losses[name]))
 
 
 @torch.no_grad()
+def decode(codec: EncodecModel, codes: Tensor) -> np.ndarray:
+    """Codes [K, F] of the first codebooks to a clip [T]."""
+    return codec.decode(codes[None, None].long(), [None]).audio_values[0, 0].numpy()
+
+
 def decode_degraded(
-    codec: EncodecModel, codes: Tensor, kept: int, scrambled: float, rng: np.random.Generator
+    codec: EncodecModel,
+    codes: Tensor,
+    kept: int,
+    scrambled: float,
+    losses: dict[str, list[float]],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, float]:
     """A clip [T] from codes [K, F], with the first `kept` codebooks and a share of random codes, and its loss."""
     wrong = torch.from_numpy(rng.random(codes.shape) < scrambled)
     random_codes = torch.from_numpy(rng.integers(codec.config.codebook_size, size=codes.shape))
-    codes = torch.where(wrong, random_codes, codes.long())[:kept]
-    wave = codec.decode(codes[None, None], [None]).audio_values[0, 0].numpy()
-    return wave, 1 - (1 - CODEC_LOSS[kept]) * (1 - 0.95 * scrambled**0.5)
+    wave = decode(codec, torch.where(wrong, random_codes, codes.long())[:kept])
+    return wave, 1 - (1 - losses["codec"][kept - 1]) * (1 - 0.95 * scrambled**0.5)

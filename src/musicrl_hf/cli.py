@@ -25,6 +25,7 @@ JOBS = {  # command: module, configuration, function, what it does
         "run_evaluate",
         "compare generators, or count votes: win rates, MOS",
     ),
+    "power": ("evaluation.power", "PowerJob", "run_power", "how many pairs a listening study needs"),
     "collect": ("collect.job", "CollectJob", "run_collect", "collect votes between clips"),
     "export": ("collect.job", "ExportJob", "run_export", "collected votes as a data set, here and on the Hub"),
     "align": ("align", "AlignJob", "run_align", "the whole loop: collect, learn, tune, compare"),
@@ -197,7 +198,8 @@ def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
         return
     path = module.recipe_file(arguments.recipe) if arguments.command == "align" else arguments.config
     result = getattr(module, function_name)(load_config(config_class, path, _fields_only(words, source)))
-    print(f"Wrote {result}")
+    if result is not None:
+        print(f"Wrote {result}")
 
 
 def _fields_only(words: list[str], source: str) -> list[str]:
