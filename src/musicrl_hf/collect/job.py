@@ -135,7 +135,13 @@ def run_collect(job: CollectJob) -> str:
             return _open_page(job, desk, maker)
         _make_pairs(job, desk.open_pairs(), maker)
         given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
-        return f"{given} votes of {job.simulate} simulated listeners to {store.engine.url!r}"
+        told = f"{given.total()} votes of {len(given)} simulated listeners to {store.engine.url!r}"
+        if len(given) < job.simulate:
+            told += (
+                f"; nothing was left for {job.simulate - len(given)} of the {job.simulate}: `raters` is {job.raters} listeners "
+                "a pair, so give a larger --raters, or more pairs (--pairs; in a study --prompts)"
+            )
+        return told
     finally:
         store.close()
 
@@ -192,15 +198,13 @@ def run_export(job: ExportJob) -> "ExportResult":
 
     Raises:
         ImportError: the extra is not installed.
-        FileNotFoundError: there is no such store.
+        FileNotFoundError: there is no such store; none is made.
     """
     require_extra()
     from .export import export_votes, publish
-    from .store import DATABASE_FILE, VoteStore
+    from .store import VoteStore
 
-    if "://" not in job.store and not (Path(job.store) / DATABASE_FILE).is_file():
-        raise FileNotFoundError(f"`store`: {job.store} holds no {DATABASE_FILE}; give the folder of `musicrl collect`.")
-    store = VoteStore(job.store, job.clips)
+    store = VoteStore(job.store, job.clips, create=False)
     split: dict[str, Any] = {"test_share": job.test_share, "seed": job.seed}
     try:
         if job.push is not None:
