@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
 from ..preferences.listeners import is_simulated
 from .rules import Answer, Rules
-from .store import VoteStore
+from .store import LAST_WITHDRAWAL, VoteStore
 from .tables import clips, consents, deals, listeners, pairs, settings, votes
 from .tokens import Refused, Unknown, deal_of, hash_code, new_code, sign
 
@@ -56,8 +56,7 @@ class Desk:
                 connection.execute(
                     insert(consents).values(id=rules.consent_id, text=rules.consent_text, licence=rules.licence)
                 )
-            connection.execute(delete(settings).where(settings.c.name == "rules"))
-            connection.execute(insert(settings).values(name="rules", value=json.dumps(asdict(rules))))
+            _set(connection, "rules", json.dumps(asdict(rules)))
 
     # -- who ---------------------------------------------------------------------------------------------------------
 
@@ -113,6 +112,7 @@ class Desk:
             gone = [clip for row in own for clip in row]
             connection.execute(delete(clips).where(clips.c.id.in_(gone)))
             connection.execute(delete(listeners).where(listeners.c.id == listener))
+            _set(connection, LAST_WITHDRAWAL, uuid.uuid4().hex)
         self.store.remove_clips(gone)
         return removed
 
@@ -312,6 +312,15 @@ class Desk:
             recent = and_(votes.c.listener == listener, votes.c.voted_at > now - seconds)
             if (connection.scalar(select(func.count()).select_from(votes).where(recent)) or 0) >= most:
                 raise Refused(f"That is more than {most} votes in a {name}: please take a break.")
+
+
+def _dealt_to(listener: str) -> ColumnElement[bool]:
+    return exists().where(deals.c.pair == pairs.c.id, deals.c.listener == listener)
+
+
+def _set(connection: Connection, name: str, value: str) -> None:
+    connection.execute(delete(settings).where(settings.c.name == name))
+    connection.execute(insert(settings).values(name=name, value=value))
 
 
 def _whole_deal():

@@ -29,6 +29,7 @@ from .tables import clips, settings
 
 DATABASE_FILE = "votes.db"
 CLIP_FOLDER = "clips"
+LAST_WITHDRAWAL = "withdrawal"  # setting: an id that says nothing but that somebody withdrew since the one before
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_064_311  # PostgreSQL's advisory lock: any number that is ours
 _ORPHAN_AGE_S = 3600.0  # a clip file without a row is one that is being written, or that nobody will ask for
