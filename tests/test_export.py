@@ -392,6 +392,9 @@ def test_votes_are_pushed_replaced_and_withdrawn(rehearsal, tmp_path, clock):
         assert set(hub.files("dataset", "tester/votes")) - {".gitattributes"} == {"README.md"}
         assert b"holds no rows" in hub.files("dataset", "tester/votes")["README.md"]
         assert not (tmp_path / "out").exists()
+        before = len(hub.repositories["dataset", "tester/votes"].branches["main"])
+        assert "pushed" not in run_client(hub, tmp_path, *words).stdout  # there is nothing left to delete
+        assert len(hub.repositories["dataset", "tester/votes"].branches["main"]) == before
         again = run_client(hub, tmp_path, *words[:6], "tester/never")
         assert again.returncode == 0, again.stderr[-2000:]
         assert ("dataset", "tester/never") not in hub.repositories

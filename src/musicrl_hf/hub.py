@@ -245,7 +245,8 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
     Earlier commits stay in the repository's history: whoever owns it can squash them there.
 
     Returns:
-        the commit's address, or None where the Hub has no such data set.
+        the commit's address, or None where the Hub has no such data set, or one without the `collection.json` of an export:
+        what was not collected on a listening page is not deleted.
 
     Raises:
         as `send`.
@@ -253,7 +254,7 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
     _check_repo_id(repo_id)
     api = HfApi(token=token, library_name="musicrl_hf")
     try:
-        there = api.repo_exists(repo_id, repo_type="dataset")
+        there = api.file_exists(repo_id, COLLECTION_FILE, repo_type="dataset")
     except HfHubHTTPError as error:
         raise _explained(error, repo_id) from error
     except OfflineModeIsEnabled as error:
