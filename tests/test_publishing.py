@@ -85,6 +85,8 @@ def test_spans_of_time():
         ({"simulate": -1}, "`simulate` is -1: it has to be 0 or more"),
         ({"ahead": 0}, "`ahead` is 0: it has to be 1 or more"),
         ({"port": 70000}, "`port` is 70000"),
+        ({"hostnames": ["https://example.org"]}, "`hostnames` has 'https://example.org': give names alone"),
+        ({"hostnames": ["*"]}, "`hostnames` has '\\*'"),
     ],
 )
 def test_jobs_that_make_no_sense_are_refused(options, complaint):

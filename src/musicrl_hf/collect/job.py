@@ -40,6 +40,12 @@ class CollectJob(Rules):
     clips: str | None = rule(None, _CLIPS_HELP)
     host: str = rule("127.0.0.1", "address that the page is served on; 0.0.0.0 lets others in")
     port: int = rule(7860, "port of the page")
+    hostnames: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names that the page is opened by, such as music.example.org, where a web server is before it"
+        },
+    )
     ahead: int = rule(8, "pairs that the page has ready, made while others listen")
     leaderboard: bool = rule(True, "show the ranking of the generators on the page")
     every: str | None = rule(None, "export again and again while the page runs: 10m, 2h or 1d")
@@ -66,6 +72,9 @@ class CollectJob(Rules):
                 raise ValueError(f"`{name}` is {number}: it has to be {least} or more.")
         if not 0 <= self.port < 65536:
             raise ValueError(f"`port` is {self.port}: ports are 1 to 65535, and 0 takes a free one.")
+        for name in self.hostnames:
+            if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+                raise ValueError(f"`hostnames` has {name!r}: give names alone, such as music.example.org.")
         if self.study and self.pairs:
             raise ValueError(f"`pairs` is {self.pairs}, but a study has fixed pairs: leave it out.")
         if self.study and not self.against:
@@ -164,7 +173,7 @@ def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
         if publisher is not None:
             publisher.start()
         with suppress(KeyboardInterrupt):  # raised or not, as the event loop has it
-            serve(service, job.host, job.port, ready=partial(_announce, store.admin_token))
+            serve(service, job.host, job.port, job.hostnames, ready=partial(_announce, store.admin_token))
         print("Closing the page.", flush=True)
     finally:
         pool.stop()
