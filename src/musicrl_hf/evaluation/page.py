@@ -8,6 +8,16 @@ from typing import Any
 
 Row = Mapping[str, Any]
 FEW_PROMPTS = 10  # below it, an interval over prompts says little
+METRIC_LABELS = {  # name in results.json -> what a reader calls it, with its unit
+    "diatonic_share": "Pitch energy in one scale (share, 0 to 1)",
+    "spectral_flatness": "Noise rather than tones (0 to 1)",
+    "rhythmic_steadiness": "Steadiness of the beat (0 to 1)",
+    "silence_share": "Silence (share of the time, 0 to 1)",
+    "clipping_share": "Clipping (share of the samples, 0 to 1)",
+    "timbre_distance_db": "Difference in timbre between clips of a prompt (dB)",
+    "harmony_distance": "Difference in harmony between clips of a prompt (0 to 1)",
+    "distinct_ngrams": "Variety of the codes over all clips (share, 0 to 1)",
+}
 _PAIR_HEADS = ("Win / tie / loss %", "Win rate", "Comparisons", "Wilcoxon p")
 
 
@@ -198,7 +208,7 @@ def _metrics(result: Mapping[str, Any]) -> str:
     head += "".join(f'<th scope="col">{escape(model)}</th>' for model in result["models"])
     rows = []
     for name in names:
-        label = f"{escape(name.replace('_', ' '))}<small>{escape(result['metric_notes'][name])}</small>"
+        label = f"{METRIC_LABELS[name]}<small>{escape(result['metric_notes'][name])}</small>"
         cells = "".join(_interval_cell(result["metrics"][model][name]) for model in result["models"])
         rows.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
     return _table("Means over the prompts, with 95 % intervals", head, rows)
