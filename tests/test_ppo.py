@@ -719,6 +719,9 @@ def test_the_job_from_yaml_to_folder_and_on_from_its_last_checkpoint(tmp_path, m
     printed = [line for line in capfd.readouterr().out.splitlines() if line.strip().startswith("step ")]
     assert sum("eval_reward" in line for line in printed) == 3
     assert len(set(printed)) == len(printed)
+    saved = list(out.rglob("*.safetensors"))
+    assert len(saved) == 6  # weights and value baseline, at the end and at two checkpoints
+    assert {path.stat().st_mode for path in saved} == {(out / "result.json").stat().st_mode}  # what the umask says
 
     resume = ["--resume_from_checkpoint", "out/checkpoint-2", "--output_dir", "again"]
     again = run_ppo(load_config(PPOJob, "job.yaml", resume))

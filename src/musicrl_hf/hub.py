@@ -7,6 +7,7 @@ folder's optimiser state, pickles and intermediate checkpoints stay at home.
 
 import fnmatch
 import json
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
 from .cards import check_card, is_stub, kind_of, model_card, preference_card
+from .places import unlock_weights
 from .records import COLLECTION_FILE, IMPORT_FILE, RECORD_FILE, origin_of, public_record
 
 MODEL_FILES = (
@@ -270,7 +272,14 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
 
 
 class PushesWithCard:
-    """Mixin for models: `push_to_hub` publishes with a card of ours where transformers would write an empty one."""
+    """Mixin for models: `push_to_hub` publishes with a card of ours where transformers would write an empty one, and what
+    `save_pretrained` writes has one mode.
+    """
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        unlock_weights(save_directory)
 
     def push_to_hub(
         self,
@@ -297,7 +306,7 @@ class PushesWithCard:
         if base_model is None and loaded_from:
             base_model = origin_of(loaded_from)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)  # type: ignore[attr-defined]
+            self.save_pretrained(folder)
             return push_model(
                 folder,
                 repo_id,
