@@ -109,6 +109,8 @@ def test_everything_stands_on_the_card(store, clock, tmp_path):
     ):
         assert expected in card
     assert "simulated" not in card.replace("simulated listeners | 0", "")
+    evaluate_votes(out, tmp_path / "counted")
+    assert "1 of 2 checks of attention was passed." in (tmp_path / "counted" / "index.html").read_text()
     with pytest.raises(ValueError, match="agreed to 'cc-by-4.0': leave it out"):
         preference_card(out, "me/votes", license="mit")
 
@@ -223,6 +225,10 @@ def test_the_ratings_of_a_study_are_exported_and_evaluated(store, clock, tmp_pat
     assert all(0 <= rate["wilcoxon_p"] <= 1 for rate in result["win_rates"])
     page = (tmp_path / "counted" / "index.html").read_text()
     assert "Mean opinion score, 1 (bad) to 5 (excellent)" in page
+    alphas = read_collection(out).agreement
+    assert result["agreement"]["krippendorff_alpha"] == alphas
+    assert f"{alphas['preferences']:.3f} of the preferences, {alphas['ratings']:.3f} of the ratings" in page
+    assert "Attention was not checked." in page
     assert "Wilcoxon" in page
 
 

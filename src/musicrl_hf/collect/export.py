@@ -27,7 +27,7 @@ from ..preferences.schema import (
     save_preferences,
 )
 from ..preferences.splits import side_of_prompt
-from ..records import COLLECTION_FILE, CollectionRecord
+from ..records import COLLECTION_FILE, CollectionRecord, agreement_in_words
 from .desk import CHECKS
 from .reliability import Attention, krippendorff_alpha, passes
 from .rules import Answer
@@ -60,7 +60,9 @@ class ExportResult:
             return f"nothing: the store has no vote, and {self.out} is not there (any more){pushed}"
         first = f"{self.path}: {self.rows} rows ({', '.join(self.splits)}){pushed}"
         split = [] if len(self.splits) > 1 else [f"No test split: {self._why_no_split()}."]
-        return "\n".join([first, f"Agreement: {_agreement(self.record)}.", *split])
+        return "\n".join(
+            [first, f"Agreement: {agreement_in_words(self.record.agreement, self.record.shared_pairs)}.", *split]
+        )
 
     def _why_no_split(self) -> str:
         if not self.test_share:
@@ -69,15 +71,6 @@ class ExportResult:
             f"`test_share` is {self.test_share:g}, by a hash of each prompt, and all of the {self.prompts} fell on one side; "
             "more prompts, a larger share or another `seed` make one"
         )
-
-
-def _agreement(record: CollectionRecord) -> str:
-    """Krippendorff's alpha in words, or why there is none."""
-    if not record.shared_pairs:
-        return "not known, as no two listeners voted on one pair"
-    values = [f"{alpha:.3f} of the {name}" for name, alpha in record.agreement.items() if alpha is not None]
-    told = ", ".join(values) or "not defined, as all chose the same"
-    return f"Krippendorff's alpha is {told} (pairs with two votes or more: {record.shared_pairs})"
 
 
 def export_votes(

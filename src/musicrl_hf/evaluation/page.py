@@ -6,6 +6,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from ..records import agreement_in_words
+
 Row = Mapping[str, Any]
 FEW_PROMPTS = 10  # below it, an interval over prompts says little
 METRIC_LABELS = {  # name in results.json -> what a reader calls it, with its unit
@@ -38,6 +40,7 @@ def render_page(result: Mapping[str, Any], players: Sequence[Row] = ()) -> str:
         _section("Mean opinion score", _mos(result)) if "mos" in result else "",
         _section("Win rate against all others", _overall(result)) if "overall" in result else "",
         _section("Ranking", _ranking(result)),
+        _section("Agreement of the listeners", _agreement(result)) if "agreement" in result else "",
         _section("Listen", _players(players)) if players else "",
         _section("Rewards", _rewards(result)) if result.get("rewards") else "",
         _section("Objective metrics", _metrics(result)) if "metrics" in result else "",
@@ -189,6 +192,16 @@ def _ranking(result: Mapping[str, Any]) -> str:
     ticks = [-reach, -reach / 2, 0, reach / 2, reach]
     return _dot_plot(
         "Bradley-Terry strength in log-odds, 0 on average; 1 more means odds of 2.7 to 1", rows, -reach, reach, ticks
+    )
+
+
+def _agreement(result: Mapping[str, Any]) -> str:
+    found = result["agreement"]
+    told = agreement_in_words(found["krippendorff_alpha"], found["shared_pairs"])
+    passed, failed = (sum(counts[kind] for counts in found["checks"].values()) for kind in ("passed", "failed"))
+    checks = f"{passed} of {_count(passed + failed, 'check')} of attention {'was' if passed == 1 else 'were'} passed."
+    return f"<p>{escape(told[0].upper() + told[1:])}: 1 where all agree, 0 where they agree as by chance.</p>" + (
+        f"<p>{checks}</p>" if passed + failed else "<p>Attention was not checked.</p>"
     )
 
 
