@@ -13,7 +13,7 @@ from musicrl_hf.audio import read_audio
 from musicrl_hf.collect import tables
 from musicrl_hf.collect.desk import Desk
 from musicrl_hf.collect.rules import Answer, Rules, clean_prompt
-from musicrl_hf.collect.store import VoteStore
+from musicrl_hf.collect.store import DATABASE_FILE, VoteStore
 from musicrl_hf.collect.tokens import Refused
 
 GOOD = Answer("a", 5.0, 5.0)
@@ -253,6 +253,14 @@ def test_withdrawal_removes_everything_of_the_listener_and_nothing_else(store, c
     with store.write() as connection:  # nothing of them is left in any table
         for table in tables.metadata.sorted_tables:
             assert leaver not in str(connection.execute(select(table)).all())
+    if store.is_sqlite:  # nor on the disk
+        with store.read() as connection:
+            assert connection.exec_driver_sql("pragma secure_delete").scalar() == 1
+        store.close()
+        content = store.clip_folder.with_name(DATABASE_FILE).read_bytes()
+        assert stays.encode() in content
+        assert leaver.encode() not in content
+        assert b"my secret wish" not in content
 
 
 def test_checks_of_attention_come_between_pairs(store, clock):

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import datasets
 import pytest
@@ -107,6 +109,8 @@ def test_everything_stands_on_the_card(store, clock, tmp_path):
     ):
         assert expected in card
     assert "simulated" not in card.replace("simulated listeners | 0", "")
+    evaluate_votes(out, tmp_path / "counted")
+    assert "1 of 2 checks of attention was passed." in (tmp_path / "counted" / "index.html").read_text()
     with pytest.raises(ValueError, match="agreed to 'cc-by-4.0': leave it out"):
         preference_card(out, "me/votes", license="mit")
 
@@ -221,6 +225,10 @@ def test_the_ratings_of_a_study_are_exported_and_evaluated(store, clock, tmp_pat
     assert all(0 <= rate["wilcoxon_p"] <= 1 for rate in result["win_rates"])
     page = (tmp_path / "counted" / "index.html").read_text()
     assert "Mean opinion score, 1 (bad) to 5 (excellent)" in page
+    alphas = read_collection(out).agreement
+    assert result["agreement"]["krippendorff_alpha"] == alphas
+    assert f"{alphas['preferences']:.3f} of the preferences, {alphas['ratings']:.3f} of the ratings" in page
+    assert "Attention was not checked." in page
     assert "Wilcoxon" in page
 
 
@@ -239,7 +247,12 @@ def rehearsal(tmp_path_factory):
 
 def test_a_rehearsal_from_the_command_line_trains_a_reward(rehearsal, tmp_path, capsys):
     assert main(["export", "--store", f"{rehearsal}/store", "--out", f"{tmp_path}/out", "--test_share", "0"]) == 0
-    assert capsys.readouterr().out == f"Wrote {tmp_path}/out: 24 rows (train)\n"
+    alpha = read_collection(tmp_path / "out").agreement["preferences"]
+    assert capsys.readouterr().out == (
+        f"Wrote {tmp_path}/out: 24 rows (train)\n"
+        f"Agreement: Krippendorff's alpha is {alpha:.3f} of the preferences (pairs with two votes or more: 8).\n"
+        "No test split: `test_share` is 0.\n"
+    )
     rows = table(tmp_path / "out")
     assert {(row["source"], row["listener"][:9]) for row in rows} == {("simulated", "simulated")}
     card = preference_card(tmp_path / "out", "me/votes")
@@ -257,6 +270,85 @@ def test_a_rehearsal_from_the_command_line_trains_a_reward(rehearsal, tmp_path, 
     )
     run_reward(job)
     assert (tmp_path / "reward" / "model.safetensors").is_file()
+
+
+def test_a_rehearsal_tells_whom_it_had_no_pair_for(rehearsal, tmp_path, capsys):
+    words = ["collect", "--model", f"{rehearsal}/x", "--prompts", f"{rehearsal}/prompts.txt", "--duration_s", "0.5"]
+    words += ["--guidance_scale", "1", "--check_every", "0", "--store", f"{tmp_path}/store", "--simulate", "7"]
+    assert main([*words, "--pairs", "2", "--raters", "2"]) == 0  # 2 pairs for 2 listeners each: 4 votes
+    told = capsys.readouterr().out
+    assert "Wrote 4 votes of 4 simulated listeners to" in told
+    assert "nothing was left for 3 of the 7: `raters` is 2 listeners a pair, so give a larger --raters, or more" in told
+    assert main([*words, "--pairs", "2", "--raters", "7"]) == 0
+    told = capsys.readouterr().out
+    assert "votes of 7 simulated listeners" in told
+    assert "nothing was left" not in told
+
+
+@pytest.mark.parametrize(
+    ("answers", "test_share", "expected"),
+    [
+        ("ab ab", 0.1, "not known, as no two listeners voted on one pair"),
+        ("aa aa", 0.0, "not defined, as all chose the same (pairs with two votes or more: 2)"),
+    ],
+)
+def test_an_export_says_how_far_listeners_agree_and_why_nothing_is_held_out(
+    tmp_path, clock, answers, test_share, expected
+):
+    store = VoteStore(tmp_path / "store")
+    shared = "aa" in answers
+    desk = open_desk(store, clock, raters=2 if shared else 1)
+    for number in range(2):
+        add_pair(store, f"prompt {number}")
+    for _ in range(2 if shared else 1):
+        listener = join(desk)[1]
+        for _ in range(2):
+            vote_in_order(desk, clock, listener, "a", swapped=False)
+    lines = str(export_votes(store, tmp_path / "out", test_share=test_share)).splitlines()
+    assert len(lines) == 3
+    assert expected in lines[1]
+    if test_share:
+        assert lines[2].startswith(
+            "No test split: `test_share` is 0.1, by a hash of each prompt, and all of the 2 fell"
+        )
+    else:
+        assert lines[2] == "No test split: `test_share` is 0."
+
+
+def test_a_store_that_is_not_there_is_named_and_not_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no database\n" * 100)
+    with closing(sqlite3.connect("other.db")) as other:
+        other.execute("create table songs (name text)")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for store, complaint in {
+        "sqlite:///missing.db": "`store`: there is no file missing.db; give the --store",
+        "collected": "`store`: there is no file collected/votes.db; give the --store",
+        "sqlite:///other.db": "`store` is sqlite:///other.db, a database that holds no votes",
+        "sqlite:///notes.txt": "store sqlite:///notes.txt cannot be read (file is not a database)",
+    }.items():
+        assert main(["export", "--store", store, "--out", "out"]) == 2
+        assert complaint in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_clips_of_a_store_have_to_be_there(place, tmp_path):
+    where, _ = place
+    VoteStore(*place).close()
+    with pytest.raises(FileNotFoundError, match="`clips`: there is no folder .*nowhere; give"):
+        VoteStore(where, tmp_path / "nowhere", create=False)
+    assert not (tmp_path / "nowhere").exists()
+    VoteStore(*place, create=False).close()
+
+
+def test_a_database_without_votes_is_refused_and_left_empty(place):
+    where, clip_folder = place
+    with pytest.raises((ValueError, FileNotFoundError), match="holds no votes of a listening page|there is no file"):
+        VoteStore(where, clip_folder, create=False)
+    store = VoteStore(*place)  # it was left as it was: a new store can be made there
+    with store.read() as connection:
+        assert connection.execute(select(tables.votes)).all() == []
+    store.close()
 
 
 CLIENT = "import sys; from musicrl_hf.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -306,6 +398,9 @@ def test_votes_are_pushed_replaced_and_withdrawn(rehearsal, tmp_path, clock):
         assert set(hub.files("dataset", "tester/votes")) - {".gitattributes"} == {"README.md"}
         assert b"holds no rows" in hub.files("dataset", "tester/votes")["README.md"]
         assert not (tmp_path / "out").exists()
+        before = len(hub.repositories["dataset", "tester/votes"].branches["main"])
+        assert "pushed" not in run_client(hub, tmp_path, *words).stdout  # there is nothing left to delete
+        assert len(hub.repositories["dataset", "tester/votes"].branches["main"]) == before
         again = run_client(hub, tmp_path, *words[:6], "tester/never")
         assert again.returncode == 0, again.stderr[-2000:]
         assert ("dataset", "tester/never") not in hub.repositories

@@ -76,6 +76,22 @@ def test_few_votes_are_not_shown(store, clock):
     assert "poor" in board.html()
 
 
+def test_who_withdraws_is_out_of_the_ranking_at_once(store, clock):
+    desk = open_desk(store, clock, raters=9, votes_per_minute=1000)
+    for number in range(LEAST_VOTES):
+        add_pair(store, f"prompt {number}", models=(GOOD, POOR))
+    people = [join(desk) for _ in range(LEAST_LISTENERS + 1)]
+    for seed, (_, listener) in enumerate(people):
+        prefer(desk, clock, listener, seed)
+    board = Leaderboard(store, fresh_s=3600)
+    assert "80 votes of 4 listeners." in board.html()
+    elsewhere = open_desk(store, clock, raters=9, votes_per_minute=1000)  # another process on the same store
+    elsewhere.withdraw(people[0][0])
+    assert "60 votes of 3 listeners." in board.html()
+    elsewhere.withdraw(people[1][0])
+    assert "The ranking appears from" in board.html()
+
+
 def test_a_count_is_kept_for_a_while_and_simulated_listeners_are_called_so(store, clock):
     desk = open_desk(store, clock, raters=5)
     for number in range(5):

@@ -244,9 +244,11 @@ def test_on_a_phone_everything_fits(open_page, store):
 
 
 def test_a_study_takes_a_rating_of_each_clip(open_page, store):
-    add_pair(store, "jazz")
+    for number in range(3):
+        add_pair(store, f"jazz {number}")
     page = open_page({"study": True})
     agree(page)
+    expect(page.locator(".asked .label")).to_have_text("Prompt · pair 1 of 3")
     expect(page.locator(".choices")).to_be_hidden()
     play(page, "A")
     play(page, "B")
@@ -256,7 +258,8 @@ def test_a_study_takes_a_rating_of_each_clip(open_page, store):
     page.get_by_role("group", name="How good is clip B").get_by_role("radio", name="5 excellent").focus()
     page.keyboard.press("Space")
     send.click()
-    expect(page.get_by_role("heading", name="That was the last pair")).to_be_visible()
+    expect(page.locator(".asked .label")).to_have_text("Prompt · pair 2 of 3")
+    expect(page.locator("#prompt")).to_have_accessible_description("· pair 2 of 3")
     (row,) = votes_in(store)
     assert (row.preference, row.score_a, row.score_b) == ("b", 2, 5)
 

@@ -692,7 +692,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("lora_r", [0, 2])
-def test_the_job_from_yaml_to_folder_and_on_from_its_last_checkpoint(tmp_path, monkeypatch, lora_r):
+def test_the_job_from_yaml_to_folder_and_on_from_its_last_checkpoint(tmp_path, monkeypatch, capfd, lora_r):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_reward.py").write_text("def loud(prompts, audio, rate):\n    return audio.square().mean((1, 2))\n")
     tiny_generator().save_pretrained(tmp_path / "base")
@@ -712,7 +712,16 @@ def test_the_job_from_yaml_to_folder_and_on_from_its_last_checkpoint(tmp_path, m
     result = json.loads((out / "result.json").read_text())
     assert (Path(result["base_model"]).name, result["method"]) == ("base", "REINFORCE with a value baseline")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "eval_reward" in line] == [0, 2, 4, 4]  # the last one for result.json
+    assert [line["step"] for line in lines if "eval_reward" in line] == [0, 2, 4]  # each once
+    assert (
+        result["metrics"]["eval_reward"] == next(line for line in lines[::-1] if "eval_reward" in line)["eval_reward"]
+    )
+    printed = [line for line in capfd.readouterr().out.splitlines() if line.strip().startswith("step ")]
+    assert sum("eval_reward" in line for line in printed) == 3
+    assert len(set(printed)) == len(printed)
+    saved = list(out.rglob("*.safetensors"))
+    assert len(saved) == 6  # weights and value baseline, at the end and at two checkpoints
+    assert {path.stat().st_mode for path in saved} == {(out / "result.json").stat().st_mode}  # what the umask says
 
     resume = ["--resume_from_checkpoint", "out/checkpoint-2", "--output_dir", "again"]
     again = run_ppo(load_config(PPOJob, "job.yaml", resume))

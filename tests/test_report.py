@@ -14,7 +14,8 @@ from tiny import tiny_generator
 
 from musicrl_hf.audio import audio_bytes, match_loudness, read_audio
 from musicrl_hf.config import load_config
-from musicrl_hf.evaluation.metrics import clip_metrics, distinct_ngrams
+from musicrl_hf.evaluation.metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams
+from musicrl_hf.evaluation.page import METRIC_LABELS
 from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
@@ -112,6 +113,18 @@ def test_the_numbers_are_those_of_the_clips(study):
     ]
     (score,) = (s for s in result["mos"] if s["model"] == "base")
     assert score["mean"] == pytest.approx(sum(ratings) / len(ratings))
+
+
+def test_metrics_are_called_what_a_reader_calls_them(study):
+    out, _, result = study
+    text = "".join(Page((out / "index.html").read_text()).text)
+    names = list(result["metrics"]["base"])
+    assert set(names) == {*CLIP_METRICS, *DIVERSITY_METRICS, "distinct_ngrams"} == set(METRIC_LABELS)
+    for name in names:
+        assert METRIC_LABELS[name] in text
+        assert re.search(r"\((share(?: of the \w+)?, )?0 to 1\)$|\(dB\)$", METRIC_LABELS[name]), "a unit"
+        assert name not in text
+        assert name.replace("_", " ") not in text
 
 
 def test_the_page_stands_alone_and_escapes_what_users_wrote(study):

@@ -1,5 +1,6 @@
 """What the web server lets in: the page, clips to whom they were dealt, an export to whoever runs it."""
 
+import asyncio
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ import soundfile
 from page_server import served
 from stores import add_pair, hear_and_vote, join, open_desk
 
-from musicrl_hf.collect.server import listen
+from musicrl_hf.collect.server import listen, uvicorn_config
 from musicrl_hf.collect.service import ListeningService
 from musicrl_hf.collect.store import VoteStore
 from musicrl_hf.preferences import load_preferences
@@ -51,6 +52,42 @@ def test_the_page_answers_as_its_script_asks(page):
     config = client.get("config").text
     assert '"api_visibility":"public"' not in config
     assert not json.loads(config)["analytics_enabled"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost", "LOCALHOST.:1", "[::1]:7860", "192.168.1.5"])
+def test_the_page_answers_to_addresses_and_to_its_own_names(page, host):
+    assert page[0].get("health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "a@b"]
+)
+def test_a_name_that_somebody_pointed_here_is_refused(page, host):
+    """DNS rebinding: the browser asks this server for another site's name."""
+    client, desk = page
+    body = {"session_hash": "s", "component_id": component_of(client), "fn_name": "board", "data": {}}
+    for answer in (
+        client.get("", headers={"host": host}),
+        client.get("config", headers={"host": host}),
+        client.post("gradio_api/component_server", json=body, headers={"host": host}),
+        client.get("export", headers={"host": host, "authorization": f"Bearer {desk.store.admin_token}"}),
+    ):
+        assert answer.status_code == 403
+        assert "open it at its address, or start it with --hostnames NAME" in answer.text
+
+
+def test_a_page_behind_a_web_server_answers_to_the_names_that_it_is_given(tmp_path, clock):
+    store = VoteStore(tmp_path / "store")
+    config = uvicorn_config(ListeningService(open_desk(store, clock)), ["music.example.org"])
+
+    async def statuses():
+        transport = httpx.ASGITransport(config.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            hosts = ("Music.Example.org:443", "music.example.org", "example.org", "127.0.0.1")
+            return [(await client.get("/health", headers={"host": host})).status_code for host in hosts]
+
+    assert asyncio.run(statuses()) == [200, 200, 403, 200]
+    store.close()
 
 
 CLOSED = [

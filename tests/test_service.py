@@ -113,6 +113,33 @@ def test_one_listener_learns_nothing_of_another(store, clock):
     assert service.answer("next", {"code": other})["given"] == 0
 
 
+def test_a_study_says_how_far_a_listener_has_come(store, clock):
+    service = service_of(store, clock, study=True, raters=1, check_every=2)
+    for number in range(5):
+        add_pair(store, f"prompt {number}")
+    add_pair(store, "check", kind="identical")
+    one, other = joined(service), joined(service)
+
+    def step(code):
+        """Rate the next pair; which one of how many it was."""
+        asked = service.answer("next", {"code": code})
+        assert not asked["growing"]
+        if asked["deal"] is None:
+            return None
+        clock.now += 10
+        scores = {"score_a": 4, "score_b": 2, "seconds_a": 2.0, "seconds_b": 2.0}
+        assert service.answer("vote", {"code": code, "token": asked["deal"]["token"], **scores})["counted"]
+        return asked["given"] + 1, asked["total"]
+
+    # 5 pairs and, after 2 of them, the only check; each pair is for one listener, so 2 that the other rates are gone.
+    assert [step(one) for _ in range(2)] == [(1, 6), (2, 6)]
+    assert [step(other) for _ in range(2)] == [(1, 4), (2, 4)]
+    assert [step(one) for _ in range(3)] == [(3, 4), (4, 4), None]
+    assert [step(other) for _ in range(2)] == [(3, 3), None]
+    plain = service_of(store, clock)
+    assert "total" not in plain.answer("next", {"code": joined(plain)})
+
+
 def test_joins_from_one_address_are_limited_and_addresses_not_kept(store, clock):
     service = service_of(store, clock, joins_per_hour=2)
     agree = {"consent_id": service.settings["consent_id"]}

@@ -24,7 +24,8 @@ def test_simulated_listeners_vote_as_they_judge_and_are_called_so(store, clock):
     for number in range(4):
         add_pair(store, f"prompt {number}", kind="identical" if number == 3 else "pair")
     listeners = simulated_listeners(4)
-    assert simulate(desk, listeners) == 9
+    given = simulate(desk, listeners)
+    assert given.total() == 9
     rows = votes_in(store)
     assert Counter(row.pair for row in rows).most_common()[0][1] == 3
     by_name = {listener.name: listener for listener in listeners}
@@ -34,16 +35,17 @@ def test_simulated_listeners_vote_as_they_judge_and_are_called_so(store, clock):
         assert row.listener.startswith("simulated-")
         assert row.preference == by_name[row.listener](prompts[row.pair], *heard(desk, row)).preference
         assert (row.seconds_a, row.seconds_b) == (1.0, 1.0)
-    assert simulate(desk, listeners) == 0  # all is said
+    assert given == Counter(row.listener for row in rows)
+    assert simulate(desk, listeners) == {}  # all is said
     add_pair(store, "one more")
-    assert simulate(desk, listeners, votes_each=max(Counter(row.listener for row in rows).values())) <= 3
+    assert simulate(desk, listeners, votes_each=max(Counter(row.listener for row in rows).values())).total() <= 3
 
 
 def test_simulated_listeners_rate_in_a_study(store, clock):
     desk = open_desk(store, clock, study=True, raters=2)
     add_pair(store, "jazz")
     listeners = simulated_listeners(2)
-    assert simulate(desk, listeners) == 2
+    assert simulate(desk, listeners).total() == 2
     by_name = {listener.name: listener for listener in listeners}
     for row in votes_in(store):
         first, second, rate = heard(desk, row)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
 from .audio import atomic_path
-from .places import find_model
+from .places import find_model, unlock_weights
 
 _RENAMES = [
     (r"^(encoder|decoder)\.model\.", r"\1.layers."),
@@ -100,6 +100,7 @@ def convert_encodec_checkpoint(source: str | Path, output_dir: str | Path, confi
         )
     with atomic_path(output_dir) as folder:
         model.save_pretrained(folder)
+        unlock_weights(folder)
         EncodecFeatureExtractor(
             feature_size=codec_config.audio_channels,
             sampling_rate=codec_config.sampling_rate,

@@ -7,6 +7,7 @@ folder's optimiser state, pickles and intermediate checkpoints stay at home.
 
 import fnmatch
 import json
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
 from .cards import check_card, is_stub, kind_of, model_card, preference_card
+from .places import unlock_weights
 from .records import COLLECTION_FILE, IMPORT_FILE, RECORD_FILE, origin_of, public_record
 
 MODEL_FILES = (
@@ -245,7 +247,8 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
     Earlier commits stay in the repository's history: whoever owns it can squash them there.
 
     Returns:
-        the commit's address, or None where the Hub has no such data set.
+        the commit's address, or None where the Hub has no such data set, or one without the `collection.json` of an export:
+        what was not collected on a listening page is not deleted.
 
     Raises:
         as `send`.
@@ -253,7 +256,7 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
     _check_repo_id(repo_id)
     api = HfApi(token=token, library_name="musicrl_hf")
     try:
-        there = api.repo_exists(repo_id, repo_type="dataset")
+        there = api.file_exists(repo_id, COLLECTION_FILE, repo_type="dataset")
     except HfHubHTTPError as error:
         raise _explained(error, repo_id) from error
     except OfflineModeIsEnabled as error:
@@ -269,7 +272,14 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
 
 
 class PushesWithCard:
-    """Mixin for models: `push_to_hub` publishes with a card of ours where transformers would write an empty one."""
+    """Mixin for models: `push_to_hub` publishes with a card of ours where transformers would write an empty one, and what
+    `save_pretrained` writes has one mode.
+    """
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        unlock_weights(save_directory)
 
     def push_to_hub(
         self,
@@ -296,7 +306,7 @@ class PushesWithCard:
         if base_model is None and loaded_from:
             base_model = origin_of(loaded_from)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)  # type: ignore[attr-defined]
+            self.save_pretrained(folder)
             return push_model(
                 folder,
                 repo_id,

@@ -1,6 +1,8 @@
 """What lies at a place, told before anything is loaded from it or written to it: in a folder, or behind a Hub id."""
 
 import json
+import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -163,3 +165,10 @@ def check_hub(name: str, repo_type: str, argument: str, remedy: str, *, cached: 
 @cache
 def _ask_hub(name: str, repo_type: str) -> None:
     HfApi().repo_info(name, repo_type=repo_type, timeout=_HUB_TIMEOUT_S)
+
+
+def unlock_weights(folder: str | os.PathLike) -> None:
+    """Give weights the mode of the configuration beside them, which the umask made: safetensors locks out all but the owner."""
+    configs = list(Path(folder).rglob("*config.json"))
+    for weights in Path(folder).rglob("*.safetensors"):
+        shutil.copymode(configs[0], weights)

@@ -145,6 +145,15 @@ class CollectionRecord:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
+def agreement_in_words(agreement: Mapping[str, float | None], shared_pairs: int) -> str:
+    """How far listeners agree, or why that is not known; the arguments are those of a `CollectionRecord`."""
+    if not shared_pairs:
+        return "not known, as no two listeners voted on one pair"
+    values = [f"{alpha:.3f} of the {name}" for name, alpha in agreement.items() if alpha is not None]
+    told = ", ".join(values) or "not defined, as all chose the same"
+    return f"Krippendorff's alpha is {told} (pairs with two votes or more: {shared_pairs})"
+
+
 def read_collection(folder: str | Path) -> CollectionRecord | None:
     """Read `collection.json`, or None where the folder has none.
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
 from ..preferences.listeners import is_simulated
 from .rules import Answer, Rules
-from .store import VoteStore
+from .store import LAST_WITHDRAWAL, VoteStore
 from .tables import clips, consents, deals, listeners, pairs, settings, votes
 from .tokens import Refused, Unknown, deal_of, hash_code, new_code, sign
 
@@ -56,8 +56,7 @@ class Desk:
                 connection.execute(
                     insert(consents).values(id=rules.consent_id, text=rules.consent_text, licence=rules.licence)
                 )
-            connection.execute(delete(settings).where(settings.c.name == "rules"))
-            connection.execute(insert(settings).values(name="rules", value=json.dumps(asdict(rules))))
+            _set(connection, "rules", json.dumps(asdict(rules)))
 
     # -- who ---------------------------------------------------------------------------------------------------------
 
@@ -113,6 +112,7 @@ class Desk:
             gone = [clip for row in own for clip in row]
             connection.execute(delete(clips).where(clips.c.id.in_(gone)))
             connection.execute(delete(listeners).where(listeners.c.id == listener))
+            _set(connection, LAST_WITHDRAWAL, uuid.uuid4().hex)
         self.store.remove_clips(gone)
         return removed
 
@@ -183,9 +183,8 @@ class Desk:
 
     def open_pairs(self) -> int:
         """Pairs that not enough listeners were asked about yet."""
-        wanted = and_(pairs.c.kind == "pair", pairs.c.owner.is_(None), pairs.c.live < self.rules.raters)
         with self.store.read() as connection:
-            return connection.scalar(select(func.count()).select_from(pairs).where(wanted)) or 0
+            return connection.scalar(select(func.count()).select_from(pairs).where(self._wanted())) or 0
 
     # -- votes -------------------------------------------------------------------------------------------------------
 
@@ -229,6 +228,22 @@ class Desk:
         with self.store.read() as connection:
             return connection.scalar(select(func.count()).select_from(votes).where(votes.c.listener == listener)) or 0
 
+    def pairs_for(self, listener: str) -> int:
+        """How many pairs, checks of attention among them, a listener was dealt or will be, as things stand."""
+        is_check = pairs.c.kind.in_(CHECKS)
+        own = deals.join(pairs, deals.c.pair == pairs.c.id)
+        count = select(func.count(), func.count().filter(is_check))
+        with self.store.read() as connection:
+            dealt, checked = connection.execute(count.select_from(own).where(deals.c.listener == listener)).one()
+            waiting = (
+                connection.scalar(select(func.count()).select_from(pairs).where(self._wanted(), ~_dealt_to(listener)))
+                or 0
+            )
+            checks = connection.scalar(select(func.count()).select_from(pairs).where(is_check)) or 0
+        compared = dealt - checked + waiting
+        due = min(checks, compared // self.rules.check_every) if self.rules.check_every else 0
+        return compared + max(checked, due)
+
     def check_typing(self, listener: str) -> None:
         """Refuse a listener who typed too many prompts in the last hour."""
         recent = and_(pairs.c.owner == listener, pairs.c.made_at > self.clock() - 3600)
@@ -265,7 +280,7 @@ class Desk:
         return connection.execute(own.order_by(deals.c.dealt_at.desc()).limit(1)).one_or_none()
 
     def _choose(self, connection: Connection, listener: str, pair: str | None) -> str | None:
-        dealt = exists().where(deals.c.pair == pairs.c.id, deals.c.listener == listener)
+        dealt = _dealt_to(listener)
         if pair is not None:
             own = select(pairs.c.id).where(pairs.c.id == pair, pairs.c.owner == listener, ~dealt)
             if connection.scalar(own) is None:
@@ -278,10 +293,13 @@ class Desk:
             check = select(pairs.c.id).where(pairs.c.kind.in_(CHECKS), ~dealt).order_by(pairs.c.live, pairs.c.made_at)
             if (due := connection.scalar(check.limit(1))) is not None:
                 return due
-        wanted = and_(pairs.c.kind == "pair", pairs.c.owner.is_(None), pairs.c.live < self.rules.raters, ~dealt)
-        near = select(pairs.c.id, pairs.c.live).where(wanted).order_by(pairs.c.live, pairs.c.made_at).limit(_NEAR)
-        rows = connection.execute(near).all()
+        near = select(pairs.c.id, pairs.c.live).where(self._wanted(), ~dealt)
+        rows = connection.execute(near.order_by(pairs.c.live, pairs.c.made_at).limit(_NEAR)).all()
         return random.choice([row.id for row in rows if row.live == rows[0].live]) if rows else None
+
+    def _wanted(self) -> ColumnElement[bool]:
+        """Pairs for everybody that not enough listeners were asked about yet."""
+        return and_(pairs.c.kind == "pair", pairs.c.owner.is_(None), pairs.c.live < self.rules.raters)
 
     def _check_is_due(self, connection: Connection, listener: str) -> bool:
         if not self.rules.check_every:
@@ -312,6 +330,15 @@ class Desk:
             recent = and_(votes.c.listener == listener, votes.c.voted_at > now - seconds)
             if (connection.scalar(select(func.count()).select_from(votes).where(recent)) or 0) >= most:
                 raise Refused(f"That is more than {most} votes in a {name}: please take a break.")
+
+
+def _dealt_to(listener: str) -> ColumnElement[bool]:
+    return exists().where(deals.c.pair == pairs.c.id, deals.c.listener == listener)
+
+
+def _set(connection: Connection, name: str, value: str) -> None:
+    connection.execute(delete(settings).where(settings.c.name == name))
+    connection.execute(insert(settings).values(name=name, value=value))
 
 
 def _whole_deal():

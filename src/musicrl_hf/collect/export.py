@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +18,16 @@ from tqdm.auto import tqdm
 from ..audio import audio_bytes, read_audio
 from ..hub import push_preferences, retract_preferences
 from ..preferences.listeners import SIMULATED, is_simulated
-from ..preferences.schema import FEATURES, SCORE_COLUMNS, check_target, preferences_from_rows, save_preferences
+from ..preferences.schema import (
+    FEATURES,
+    SCORE_COLUMNS,
+    check_target,
+    normalise_prompt,
+    preferences_from_rows,
+    save_preferences,
+)
 from ..preferences.splits import side_of_prompt
-from ..records import COLLECTION_FILE, CollectionRecord
+from ..records import COLLECTION_FILE, CollectionRecord, agreement_in_words
 from .desk import CHECKS
 from .reliability import Attention, krippendorff_alpha, passes
 from .rules import Answer
@@ -36,20 +43,34 @@ _CHUNK = 64  # rows that are in memory at once
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where an export went and what it holds; `path` is None where no vote is left."""
+    """Where an export went and what it holds; `path` and `record` are None where no vote is left."""
 
     out: Path
     path: Path | None
     rows: int
     splits: tuple[str, ...] = ()
+    prompts: int = 0
+    test_share: float = 0.0
+    record: CollectionRecord | None = None
     address: str | None = None
 
     def __str__(self) -> str:
-        if self.path is None:
-            text = f"nothing: the store has no vote, and {self.out} is not there (any more)"
-        else:
-            text = f"{self.path}: {self.rows} rows ({', '.join(self.splits)})"
-        return text + (f"; pushed to {self.address}" if self.address else "")
+        pushed = f"; pushed to {self.address}" if self.address else ""
+        if self.record is None:
+            return f"nothing: the store has no vote, and {self.out} is not there (any more){pushed}"
+        first = f"{self.path}: {self.rows} rows ({', '.join(self.splits)}){pushed}"
+        split = [] if len(self.splits) > 1 else [f"No test split: {self._why_no_split()}."]
+        return "\n".join(
+            [first, f"Agreement: {agreement_in_words(self.record.agreement, self.record.shared_pairs)}.", *split]
+        )
+
+    def _why_no_split(self) -> str:
+        if not self.test_share:
+            return "`test_share` is 0"
+        return (
+            f"`test_share` is {self.test_share:g}, by a hash of each prompt, and all of the {self.prompts} fell on one side; "
+            "more prompts, a larger share or another `seed` make one"
+        )
 
 
 def export_votes(
@@ -102,7 +123,8 @@ def export_votes(
             if own
         }
         save_preferences(DatasetDict(parts), out, beside={COLLECTION_FILE: record.to_json()})
-    return ExportResult(out, out, len(compared), tuple(parts))
+    prompts = {normalise_prompt(row.prompt) for row in compared}
+    return ExportResult(out, out, len(compared), tuple(parts), len(prompts), test_share, record)
 
 
 def publish(
@@ -126,7 +148,7 @@ def publish(
         address = retract_preferences(repo_id)
     else:
         address = push_preferences(result.path, repo_id, private=private)
-    return ExportResult(result.out, result.path, result.rows, result.splits, address)
+    return replace(result, address=address)
 
 
 def _joined() -> Select:

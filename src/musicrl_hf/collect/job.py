@@ -40,6 +40,12 @@ class CollectJob(Rules):
     clips: str | None = rule(None, _CLIPS_HELP)
     host: str = rule("127.0.0.1", "address that the page is served on; 0.0.0.0 lets others in")
     port: int = rule(7860, "port of the page")
+    hostnames: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names that the page is opened by, such as music.example.org, where a web server is before it"
+        },
+    )
     ahead: int = rule(8, "pairs that the page has ready, made while others listen")
     leaderboard: bool = rule(True, "show the ranking of the generators on the page")
     every: str | None = rule(None, "export again and again while the page runs: 10m, 2h or 1d")
@@ -66,6 +72,9 @@ class CollectJob(Rules):
                 raise ValueError(f"`{name}` is {number}: it has to be {least} or more.")
         if not 0 <= self.port < 65536:
             raise ValueError(f"`port` is {self.port}: ports are 1 to 65535, and 0 takes a free one.")
+        for name in self.hostnames:
+            if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+                raise ValueError(f"`hostnames` has {name!r}: give names alone, such as music.example.org.")
         if self.study and self.pairs:
             raise ValueError(f"`pairs` is {self.pairs}, but a study has fixed pairs: leave it out.")
         if self.study and not self.against:
@@ -135,7 +144,13 @@ def run_collect(job: CollectJob) -> str:
             return _open_page(job, desk, maker)
         _make_pairs(job, desk.open_pairs(), maker)
         given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
-        return f"{given} votes of {job.simulate} simulated listeners to {store.engine.url!r}"
+        told = f"{given.total()} votes of {len(given)} simulated listeners to {store.engine.url!r}"
+        if len(given) < job.simulate:
+            told += (
+                f"; nothing was left for {job.simulate - len(given)} of the {job.simulate}: `raters` is {job.raters} listeners "
+                "a pair, so give a larger --raters, or more pairs (--pairs; in a study --prompts)"
+            )
+        return told
     finally:
         store.close()
 
@@ -158,7 +173,7 @@ def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
         if publisher is not None:
             publisher.start()
         with suppress(KeyboardInterrupt):  # raised or not, as the event loop has it
-            serve(service, job.host, job.port, ready=partial(_announce, store.admin_token))
+            serve(service, job.host, job.port, job.hostnames, ready=partial(_announce, store.admin_token))
         print("Closing the page.", flush=True)
     finally:
         pool.stop()
@@ -192,15 +207,13 @@ def run_export(job: ExportJob) -> "ExportResult":
 
     Raises:
         ImportError: the extra is not installed.
-        FileNotFoundError: there is no such store.
+        FileNotFoundError: there is no such store; none is made.
     """
     require_extra()
     from .export import export_votes, publish
-    from .store import DATABASE_FILE, VoteStore
+    from .store import VoteStore
 
-    if "://" not in job.store and not (Path(job.store) / DATABASE_FILE).is_file():
-        raise FileNotFoundError(f"`store`: {job.store} holds no {DATABASE_FILE}; give the folder of `musicrl collect`.")
-    store = VoteStore(job.store, job.clips)
+    store = VoteStore(job.store, job.clips, create=False)
     split: dict[str, Any] = {"test_share": job.test_share, "seed": job.seed}
     try:
         if job.push is not None:

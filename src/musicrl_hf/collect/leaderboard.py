@@ -11,8 +11,8 @@ from ..evaluation.page import render_standings
 from ..evaluation.win_rates import Rating
 from ..preferences.listeners import is_simulated
 from ..preferences.schema import Vote
-from .store import VoteStore
-from .tables import clips, deals, pairs, votes
+from .store import LAST_WITHDRAWAL, VoteStore
+from .tables import clips, deals, pairs, settings, votes
 
 LEAST_VOTES = 20  # below them a ranking says nothing, and would tell what single listeners chose
 LEAST_LISTENERS = 3
@@ -20,7 +20,8 @@ _FRESH_S = 60.0
 
 
 class Leaderboard:
-    """Counts the votes of a store, at most once a minute: who asks in between gets the last count.
+    """Counts the votes of a store, at most once a minute: who asks in between gets the last count, unless it holds the votes
+    of somebody who has withdrawn since, on whichever machine.
 
     Args:
         store: of the collection.
@@ -31,13 +32,16 @@ class Leaderboard:
         self.store, self.fresh_s = store, fresh_s
         self._lock = threading.Lock()
         self._shown, self._until = "", 0.0
+        self._withdrawal: str | None = None  # the last one before the count
 
     def html(self) -> str:
         """The ranking as a fragment of a page; names are escaped."""
         with self._lock:
-            if time.monotonic() >= self._until:
+            with self.store.read() as connection:
+                withdrawal = connection.scalar(select(settings.c.value).where(settings.c.name == LAST_WITHDRAWAL))
+            if time.monotonic() >= self._until or withdrawal != self._withdrawal:
                 self._shown = self._count()
-                self._until = time.monotonic() + self.fresh_s
+                self._until, self._withdrawal = time.monotonic() + self.fresh_s, withdrawal
             return self._shown
 
     def _count(self) -> str:

@@ -65,7 +65,10 @@ async function next(pair = null) {
     return tell(answer.error, true);
   }
   counted(answer.given);
-  if (answer.deal) return hear(answer.deal, mine);
+  if (answer.deal) {
+    if (settings.study) find("#count").textContent = ` · pair ${answer.given + 1} of ${answer.total}${answer.growing ? " so far" : ""}`;
+    return hear(answer.deal, mine);
+  }
   deal = null;
   if (answer.more) {
     wait(`The ${answer.given ? "next" : "first"} pair is being made`, "This goes on by itself, in a moment.");

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 class Publisher:
     """A thread that exports in turn, where votes came or went since the last time.
 
+    The first time it always does, with no vote too: an earlier run may have published rows of listeners who have withdrawn.
+
     Args:
         store: of the collection.
         seconds: between two exports.
@@ -25,7 +27,7 @@ class Publisher:
     def __init__(self, store: VoteStore, seconds: float, export: Callable[[], object]):
         self.store, self.seconds, self.export = store, seconds, export
         self._stopping = threading.Event()
-        self._last: tuple[int, float | None] = (0, None)  # nothing to export
+        self._last: tuple[int, float | None] | None = None  # what an earlier run exported is not known
         self._thread = threading.Thread(target=self._run, name="exports", daemon=True)
 
     def start(self) -> None:

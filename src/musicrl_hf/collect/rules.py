@@ -13,9 +13,9 @@ from ..preferences.schema import LABELS, normalise_prompt
 CONSENT = Template(
     """Before you vote, please read what happens with your votes.
 
-What is kept: for each pair that you vote on, the prompt, the two clips, your choice, how long you listened to each clip, \
-the time, and a code that stands for you. The code is a salted hash: it holds no name, no address and nothing about your \
-device. If you type a prompt, its text is kept too, so type nothing private.
+What is kept: for each pair that you vote on, the prompt, the two clips, your choice or your ratings, how long you listened \
+to each clip, the time, and a code that stands for you. The code is a salted hash: it holds no name, no address and nothing \
+about your device. If you type a prompt, its text is kept too, so type nothing private.
 
 What for: research on music generation. Models learn from such choices what people prefer, and are compared by them.
 

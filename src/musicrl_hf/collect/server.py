@@ -1,17 +1,20 @@
 """The web server of the page: what it lets in, the clips, and the export for whoever runs it."""
 
 import hmac
+import ipaddress
 import socket
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .export import export_votes
@@ -25,6 +28,7 @@ _GRADIO = ("/config", "/assets/", "/static/", "/theme.css", "/favicon.ico", "/ro
 _GRADIO_API = ("theme.css", "component_server")
 _ALLOWED = (*_OWN, *_GRADIO, *(f"/gradio_api/{name}" for name in _GRADIO_API))
 _MOST_CONNECTIONS = 1000
+_FOREIGN = "This page does not answer to this name: open it at its address, or start it with --hostnames NAME.\n"
 _LONGEST_BODY = 32_768  # bytes; a vote has a few hundred
 _HEADERS = {
     # Gradio builds its components from strings of code; everything else comes from this server or from nowhere.
@@ -36,8 +40,13 @@ _HEADERS = {
 }
 
 
-def build_app(service: ListeningService) -> FastAPI:
-    """The page, its clips, and `/export` for whoever holds the store's admin token."""
+def build_app(service: ListeningService, names: Sequence[str] = ()) -> FastAPI:
+    """The page, its clips, and `/export` for whoever holds the store's admin token.
+
+    Args:
+        service: answers the page.
+        names: of this server, beside localhost and addresses.
+    """
     app = FastAPI(title="musicrl collect", docs_url=None, redoc_url=None, openapi_url=None)
     exporting = threading.Lock()
     desk = service.desk
@@ -96,23 +105,29 @@ def build_app(service: ListeningService) -> FastAPI:
         theme=page_theme(),
         head=page_head(),
     )
-    app.add_middleware(Gate)
+    app.add_middleware(Gate, names=names)
     return app
 
 
 class Gate:
-    """Lets in what the page needs and nothing else of Gradio: no uploads, no files, no proxy, no named endpoints."""
+    """Lets in what the page needs and nothing else of Gradio: no uploads, no files, no proxy, no named endpoints.
 
-    def __init__(self, app: ASGIApp):
+    It answers to its own names alone. Otherwise a site elsewhere could have its name resolve to this machine (DNS
+    rebinding), and a browser here would let it read the page as its own. An address cannot be rebound, and is let in.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str] = ()):
         self.app = app
+        self.names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
+        if scope["type"] == "http" and not self._is_own(Headers(scope=scope).get("host", "")):
+            return await PlainTextResponse(_FOREIGN, 403)(scope, receive, send)
         refusal = _refusal(scope)
         if refusal is not None:
-            await send({"type": "http.response.start", "status": refusal, "headers": [(b"content-length", b"0")]})
-            return await send({"type": "http.response.body", "body": b""})
+            return await Response(status_code=refusal)(scope, receive, send)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -121,6 +136,14 @@ class Gate:
             await send(message)
 
         await self.app(scope, receive, send_guarded)
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a Host header, NAME[:PORT] or [IPv6][:PORT], names this server."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name.removesuffix(".") in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
 
 
 def _refusal(scope: Scope) -> int | None:
@@ -145,7 +168,11 @@ def _read_and_remove(archive: Path, scratch: tempfile.TemporaryDirectory) -> Ite
 
 
 def serve(
-    service: ListeningService, host: str = LOOPBACK, port: int = 7860, ready: Callable[[str], object] = lambda _: None
+    service: ListeningService,
+    host: str = LOOPBACK,
+    port: int = 7860,
+    names: Sequence[str] = (),
+    ready: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Serve the page until it is interrupted. No access log is written: it would hold addresses.
 
@@ -153,6 +180,7 @@ def serve(
         service: answers the page.
         host: address to listen on; only with another one than loopback does anything leave this machine.
         port: 0 takes a free one.
+        names: that this server is asked for by, beside `host`, localhost and addresses: its own, behind a web server.
         ready: is called with the page's address as soon as it can be opened.
 
     Raises:
@@ -161,7 +189,7 @@ def serve(
     with listen(host, port) as listening:
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listening.getsockname()[1]}/")
-        uvicorn.Server(uvicorn_config(service)).run(sockets=[listening])
+        uvicorn.Server(uvicorn_config(service, [host, *names])).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -178,10 +206,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"`host` and `port` are {host} and {port}: {error.strerror}; give others.") from error
 
 
-def uvicorn_config(service: ListeningService) -> uvicorn.Config:
+def uvicorn_config(service: ListeningService, names: Sequence[str] = ()) -> uvicorn.Config:
     """How the page is served."""
     return uvicorn.Config(
-        build_app(service),
+        build_app(service, names),
         access_log=False,
         log_level="warning",
         limit_concurrency=_MOST_CONNECTIONS,

@@ -93,12 +93,15 @@ class ListeningService:
     def _next(self, data: Mapping[str, Any]) -> dict[str, Any]:
         listener = self._listener(data)
         deal = self.desk.deal(listener, _text(data, "pair") if data.get("pair") is not None else None)
-        given = self.desk.votes_of(listener)
+        told: dict[str, Any] = {"given": self.desk.votes_of(listener)}
+        if self.desk.rules.study:  # whose pairs are fixed: "pair 12 of 40"
+            growing = self.pool is not None and self.pool.makes_more
+            told |= {"total": self.desk.pairs_for(listener), "growing": growing}
         if deal is not None:
-            return {"deal": self._shown(deal), "given": given}
+            return {"deal": self._shown(deal), **told}
         if self.pool is not None:
             self.pool.run_short()
-        return {"deal": None, "given": given, "more": self.pool is not None and self.pool.makes_more}
+        return {"deal": None, **told, "more": self.pool is not None and self.pool.makes_more}
 
     def _vote(self, data: Mapping[str, Any]) -> dict[str, Any]:
         listener, token = self._listener(data), _text(data, "token")

@@ -1,5 +1,6 @@
 """Simulated listeners write the store that the page writes: a study rehearsed before people are asked."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy import select
@@ -12,7 +13,7 @@ from .rules import Answer
 from .tables import listeners as listener_table
 
 
-def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int | None = None) -> int:
+def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int | None = None) -> Counter[str]:
     """Have simulated listeners answer what they are dealt, in turn, until nothing is left for them.
 
     Their names begin with "simulated", in the store, in every row of the export and on its card. They hear the files that
@@ -24,14 +25,14 @@ def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int
         votes_each: votes after which a listener stops; None for no end.
 
     Returns:
-        how many votes were given.
+        how many votes each gave, by name; who was dealt nothing is not in it.
     """
     with desk.store.read() as connection:
         known = set(connection.scalars(select(listener_table.c.id)))
     for listener in listeners:
         if listener.name not in known:
             desk.enrol(listener.name)
-    given = 0
+    given: Counter[str] = Counter()
     waiting = {listener.name: desk.votes_of(listener.name) for listener in listeners}
     with tqdm(desc="simulated votes") as bar:
         while waiting:
@@ -45,7 +46,7 @@ def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int
                     continue
                 desk.vote(listener.name, deal.token, _answer(desk, listener, deal))
                 waiting[listener.name] += 1
-                given += 1
+                given[listener.name] += 1
                 bar.update()
     return given
 

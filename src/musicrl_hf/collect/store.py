@@ -18,9 +18,9 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from torch import Tensor
 
 from ..audio import atomic_path, audio_bytes, match_loudness, read_audio
@@ -29,6 +29,7 @@ from .tables import clips, settings
 
 DATABASE_FILE = "votes.db"
 CLIP_FOLDER = "clips"
+LAST_WITHDRAWAL = "withdrawal"  # setting: an id that says nothing but that somebody withdrew since the one before
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_064_311  # PostgreSQL's advisory lock: any number that is ours
 _ORPHAN_AGE_S = 3600.0  # a clip file without a row is one that is being written, or that nobody will ask for
@@ -40,25 +41,25 @@ class VoteStore:
     Args:
         where: a folder, which holds `votes.db` and `clips/`; or a URL, "sqlite:///FILE" or "postgresql://USER@HOST/NAME".
         clip_folder: where the clips lie; needed with PostgreSQL, where all machines have to see the same folder.
+        create: make the store where there is none; False refuses, and leaves nothing behind.
 
     Raises:
-        ValueError: a URL of another kind, no `clip_folder` where it is needed, or a store written by a newer version.
+        ValueError: a URL of another kind, no `clip_folder` where it is needed, a file or database of something else, or a
+            store written by a newer version.
+        FileNotFoundError: `create` is False and there is no such store, or no folder of its clips.
         ConnectionError: the database was not reached.
     """
 
-    def __init__(self, where: str | Path, clip_folder: str | Path | None = None):
+    def __init__(self, where: str | Path, clip_folder: str | Path | None = None, *, create: bool = True):
         self.url, self.clip_folder = _locate(str(where), clip_folder)
+        if not create:
+            _check_there(self.url, self.clip_folder)
         self.clip_folder.mkdir(parents=True, exist_ok=True)
         self.engine = _engine(self.url)
         # SQLite has one writer at a time and lets the others poll; a lock of our own has them wait in turn.
         self._writer = threading.Lock() if self.is_sqlite else nullcontext()
-        try:
+        with _explained(self.url):
             self._migrate()
-        except OperationalError as error:
-            raise ConnectionError(
-                f"store {self.engine.url!r} was not reached ({str(error.orig).strip().splitlines()[0]}): check the URL, and "
-                "that the database is running."
-            ) from error
         self.salt, self.key = self._secret("salt"), self._secret("key")
         self.admin_token = self._secret("admin")  # lets whoever runs the page fetch an export from it
         self._remove_orphans()
@@ -180,6 +181,34 @@ def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
     return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False), Path(clip_folder)
 
 
+def _check_there(url: str, clip_folder: Path) -> None:
+    """Refuse a place without a store, by a connection of its own that changes nothing there."""
+    place, remedy = make_url(url), "give the --store, and the --clips, of `musicrl collect`."
+    if place.get_backend_name() == "sqlite" and not Path(place.database or "").is_file():
+        raise FileNotFoundError(f"`store`: there is no file {place.database}; {remedy}")
+    with _explained(url):
+        if not inspect(create_engine(url, poolclass=NullPool)).has_table(settings.name):
+            raise ValueError(f"`store` is {place!r}, a database that holds no votes of a listening page; {remedy}")
+    if not clip_folder.is_dir():
+        raise FileNotFoundError(f"`clips`: there is no folder {clip_folder}; {remedy}")
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """What a database says when it is opened, as errors that name the store and hide its password."""
+    try:
+        yield
+    except DatabaseError as error:
+        name, told = repr(make_url(url)), str(error.orig).strip().splitlines()[0]
+        if isinstance(error, OperationalError):
+            raise ConnectionError(
+                f"store {name} was not reached ({told}): check the URL, and that the database is running."
+            ) from error
+        raise ValueError(
+            f"store {name} cannot be read ({told}): give one of `musicrl collect`, or a new one."
+        ) from error
+
+
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(url, pool_size=16, max_overflow=16, pool_pre_ping=True)
@@ -189,7 +218,15 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
-        for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        # What is deleted is overwritten: whose votes were withdrawn are nowhere in the file.
+        pragmas = (
+            "busy_timeout = 30000",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "secure_delete = ON",
+        )
+        for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

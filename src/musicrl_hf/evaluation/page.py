@@ -6,8 +6,20 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from ..records import agreement_in_words
+
 Row = Mapping[str, Any]
 FEW_PROMPTS = 10  # below it, an interval over prompts says little
+METRIC_LABELS = {  # name in results.json -> what a reader calls it, with its unit
+    "diatonic_share": "Pitch energy in one scale (share, 0 to 1)",
+    "spectral_flatness": "Noise rather than tones (0 to 1)",
+    "rhythmic_steadiness": "Steadiness of the beat (0 to 1)",
+    "silence_share": "Silence (share of the time, 0 to 1)",
+    "clipping_share": "Clipping (share of the samples, 0 to 1)",
+    "timbre_distance_db": "Difference in timbre between clips of a prompt (dB)",
+    "harmony_distance": "Difference in harmony between clips of a prompt (0 to 1)",
+    "distinct_ngrams": "Variety of the codes over all clips (share, 0 to 1)",
+}
 _PAIR_HEADS = ("Win / tie / loss %", "Win rate", "Comparisons", "Wilcoxon p")
 
 
@@ -28,6 +40,7 @@ def render_page(result: Mapping[str, Any], players: Sequence[Row] = ()) -> str:
         _section("Mean opinion score", _mos(result)) if "mos" in result else "",
         _section("Win rate against all others", _overall(result)) if "overall" in result else "",
         _section("Ranking", _ranking(result)),
+        _section("Agreement of the listeners", _agreement(result)) if "agreement" in result else "",
         _section("Listen", _players(players)) if players else "",
         _section("Rewards", _rewards(result)) if result.get("rewards") else "",
         _section("Objective metrics", _metrics(result)) if "metrics" in result else "",
@@ -182,6 +195,16 @@ def _ranking(result: Mapping[str, Any]) -> str:
     )
 
 
+def _agreement(result: Mapping[str, Any]) -> str:
+    found = result["agreement"]
+    told = agreement_in_words(found["krippendorff_alpha"], found["shared_pairs"])
+    passed, failed = (sum(counts[kind] for counts in found["checks"].values()) for kind in ("passed", "failed"))
+    checks = f"{passed} of {_count(passed + failed, 'check')} of attention {'was' if passed == 1 else 'were'} passed."
+    return f"<p>{escape(told[0].upper() + told[1:])}: 1 where all agree, 0 where they agree as by chance.</p>" + (
+        f"<p>{checks}</p>" if passed + failed else "<p>Attention was not checked.</p>"
+    )
+
+
 def _rewards(result: Mapping[str, Any]) -> str:
     head = '<th scope="col">Model</th>' + "".join(f'<th scope="col">{escape(name)}</th>' for name in result["rewards"])
     means = {name: {mean["model"]: mean for mean in entry["means"]} for name, entry in result["rewards"].items()}
@@ -198,7 +221,7 @@ def _metrics(result: Mapping[str, Any]) -> str:
     head += "".join(f'<th scope="col">{escape(model)}</th>' for model in result["models"])
     rows = []
     for name in names:
-        label = f"{escape(name.replace('_', ' '))}<small>{escape(result['metric_notes'][name])}</small>"
+        label = f"{METRIC_LABELS[name]}<small>{escape(result['metric_notes'][name])}</small>"
         cells = "".join(_interval_cell(result["metrics"][model][name]) for model in result["models"])
         rows.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
     return _table("Means over the prompts, with 95 % intervals", head, rows)

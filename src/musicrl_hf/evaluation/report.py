@@ -24,6 +24,7 @@ from ..places import check_output, find_model
 from ..preferences.importers import VOTE_COLUMNS, read_votes
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, normalise_prompt, read_prompts
+from ..records import read_collection
 from ..rewards import Reward, check_scores
 from ..rewards.combine import find_reward, move_reward
 from .counting import count_votes, ranking, ratings_in
@@ -265,7 +266,7 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
 
     Args:
         source: CSV or folder of preferences as `read_votes` takes it, or votes. A folder that `musicrl export` wrote after
-            a study holds ratings too.
+            a study holds ratings too, and each such folder how far its listeners agree.
         out_dir: gets `results.json`, `index.html` and `votes.csv`.
 
     Returns:
@@ -281,6 +282,12 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
         )
     ratings = ratings_in(Path(source)) if isinstance(source, str | Path) and Path(source).is_dir() else []
     result = count_votes(votes, ratings, seed=seed)
+    if isinstance(source, str | Path) and (record := read_collection(source)) is not None:
+        result["agreement"] = {
+            "krippendorff_alpha": record.agreement,
+            "shared_pairs": record.shared_pairs,
+            "checks": record.checks,
+        }
     _write(Path(out_dir), result, votes, [])
     return result
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..places import check_output, find_model
@@ -140,14 +140,14 @@ def run_trainer(
         job: its configuration.
         method: what `result.json` calls it.
         metrics: more numbers for it.
-        evaluate: also evaluate the trained model on the trainer's evaluation set.
+        evaluate: also evaluate the trained model on the trainer's evaluation set, unless its last step just did.
     """
     started = time.monotonic()
     trainer.add_callback(MetricsWriter())
     ShortProgress.shorten(trainer)
     trainer.train(resume_from_checkpoint=job.checkpoint())
     trainer.save_model(job.output_dir)
-    evaluated = trainer.evaluate() if evaluate else {}
+    evaluated = (_evaluated_last(trainer.state) or trainer.evaluate()) if evaluate else {}
     if trainer.accelerator.is_main_process:
         logged: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
         seconds = time.monotonic() - started
@@ -155,6 +155,12 @@ def run_trainer(
         write_record(job.output_dir, record)
     trainer.accelerator.wait_for_everyone()
     return Path(job.output_dir)
+
+
+def _evaluated_last(state: TrainerState) -> dict[str, float]:
+    """The evaluation after the last step; empty where there was none."""
+    lines = [line for line in state.log_history if line["step"] == state.global_step]
+    return {name: value for line in lines for name, value in line.items() if name.startswith("eval_")}
 
 
 def run_record(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..generator import MusicRLForConditionalGeneration, StepScores, load_generator
+from ..places import unlock_weights
 from .losses import step_sums
 
 VALUE_FILE = "value_head.safetensors"
@@ -113,6 +114,7 @@ class PolicyWithValue(nn.Module):
             options = {"save_embedding_layers": False} if isinstance(self.policy, PeftModel) else {}
             self.policy.save_pretrained(scratch, **options)
             save_file(self.value_state(), Path(scratch) / VALUE_FILE, metadata={"format": "pt"})
+            unlock_weights(scratch)
             for file in sorted(Path(scratch).iterdir()):
                 if file.name != "README.md":  # PEFT's empty form of a model card; ours is written on publishing
                     file.replace(folder / file.name)

@@ -18,6 +18,7 @@ from transformers import MusicgenForConditionalGeneration, TrainingArguments
 
 from ..flat import FlatMusicRLForCausalLM, FlatTokenizer
 from ..generator import MusicRLForConditionalGeneration, load_generator
+from ..places import unlock_weights
 
 # TRL asks for it under its old name at every step; the model has no say in that.
 warnings.filterwarnings("ignore", message=".?is_gradient_checkpointing.? is deprecated", category=FutureWarning)
@@ -137,6 +138,7 @@ class PlainOutputs:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
             super()._save(scratch, state_dict)  # type: ignore[misc]
+            unlock_weights(scratch)
             # Trainer pickles its arguments, and PEFT writes an empty card.
             for unwanted in ("training_args.bin", "README.md"):
                 (Path(scratch) / unwanted).unlink(missing_ok=True)
