@@ -149,7 +149,7 @@ def start(words: list[str], root: Path, log: Path, target=run_job, *arguments) -
     return process
 
 
-def finish(process: multiprocessing.Process, seconds: float = 300) -> int:
+def finish(process: multiprocessing.Process, seconds: float = 1500) -> int:
     """Its exit status; negative is a signal."""
     process.join(seconds)
     assert process.exitcode is not None, "the job did not end"

@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import tiny_codec_config, tiny_generator
-from transformers import EncodecFeatureExtractor
 
 from musicrl_hf import places, records
 from musicrl_hf.audio import audio_bytes, match_loudness, read_audio, resample
@@ -45,6 +44,7 @@ from musicrl_hf.training.reward import RewardJob
 
 RATE = 8000
 TONE = 0.3 * torch.sin(torch.arange(RATE // 4) * 0.3)[None]
+CLIPS = {f"{name}.wav": audio_bytes(TONE * level, RATE, "wav") for name, level in (("a", 1), ("b", 2))}
 
 # -- what files may hold ---------------------------------------------------------------------------------------------------
 
@@ -142,8 +142,8 @@ def written(folder: Path, name: str, data: bytes) -> Path:
 
 
 def with_clips(folder: Path) -> Path:
-    for number, name in enumerate(("a.wav", "b.wav")):
-        written(folder, name, audio_bytes(TONE * (number + 1), RATE, "wav"))
+    for name, clip in CLIPS.items():
+        written(folder, name, clip)
     return folder
 
 
@@ -254,8 +254,8 @@ def music_arena(folder, data):
 
 
 def musiceval(folder, data):
-    written(folder, "wav/S001_P001.wav", audio_bytes(TONE, RATE, "wav"))
-    written(folder, "wav/S002_P001.wav", audio_bytes(TONE, RATE, "wav"))
+    written(folder, "wav/S001_P001.wav", CLIPS["a.wav"])
+    written(folder, "wav/S002_P001.wav", CLIPS["b.wav"])
     written(folder, "sets/train_mos_list.txt", data)
     written(folder, "prompt_info.txt", data)
     import_musiceval(folder, folder / "out")
@@ -383,7 +383,6 @@ def inputs(tmp_path_factory):
         tokenizer_files=(tokenizer_files, edited(tokenizer), 1),
         checkpoint_files=(checkpoint_files, edited(buffer.getvalue(), b'{"global_step": 1}'), 2),
     )
-    EncodecFeatureExtractor().save_pretrained(GENERATOR.with_name("unused"))
 
 
 def is_ours(error: BaseException) -> bool:

@@ -109,7 +109,11 @@ def preferences_from_rows(
         raise ValueError("rows is empty: a preference data set needs at least one row")
     _raise_row_errors(error for name, row in zip(called, built, strict=True) for error in _value_errors(name, row))
     # `Dataset.from_list` would encode the audio through torchcodec; a table that already has the storage type does not.
-    return validate_preferences(Dataset(pa.Table.from_pylist(built, schema=FEATURES.arrow_schema)))
+    try:
+        table = pa.Table.from_pylist(built, schema=FEATURES.arrow_schema)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise ValueError(f"the rows are no table: a text is no Unicode, or a number too large ({error})") from error
+    return validate_preferences(Dataset(table))
 
 
 def validate_preferences(ds: Dataset) -> Dataset:
@@ -211,7 +215,11 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
     if not Path(source).is_dir():
         remedy = f"make the folder first (`musicrl import ... --out {where}`)"
         check_hub(where, "dataset", "preferences", remedy, cached=was_downloaded(where))
-    return validate_preferences(load_split(where, split))
+    ds = load_split(where, split)
+    try:
+        return validate_preferences(ds)
+    except (pa.ArrowException, UnicodeError) as error:
+        raise ValueError(f"preferences {where!r} are damaged ({error}): copy or make them again") from error
 
 
 def decided_pairs(ds: Dataset, min_seconds: float | None = None) -> tuple[Dataset, dict[str, int]]:
