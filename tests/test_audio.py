@@ -59,6 +59,17 @@ def test_resample_refuses_a_wrong_rate(rate):
         resample(tone(), 16000, rate)
 
 
+def test_rates_that_no_filter_fits_between_are_refused(tmp_path):
+    audio = torch.ones(1, 1000)
+    assert resample(audio, 44100, 16000).shape == (1, 363)
+    with pytest.raises(ValueError, match=r"`orig` = 44101 Hz and `new` = 16000 Hz have only 1 Hz in common"):
+        resample(audio, 44101, 16000)
+    path = tmp_path / "fast.wav"
+    soundfile.write(path, np.full(1000, 0.1), 400_000)  # 30 s of it would be any number of samples
+    with pytest.raises(ValueError, match="1 channels at 400000 Hz: at most 8 at 384000 Hz"):
+        read_audio(path)
+
+
 def test_loudness_is_matched():
     import pyloudnorm
 

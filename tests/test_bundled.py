@@ -109,3 +109,56 @@ def test_a_missing_shard_is_named(tmp_path):
         check_weights(tmp_path)
     write_weights(tmp_path, second)
     check_weights(tmp_path)
+
+
+# -- the manifest ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_is_that_of_the_files():
+    assert bundled.read_manifest(bundled.CHECKPOINTS) == bundled.manifest_of(bundled.CHECKPOINTS), (
+        "python recipes/publish.py --manifest writes SHA256SUMS again"
+    )
+
+
+@pytest.fixture
+def release(tmp_path, monkeypatch):
+    """Little checkpoints in the place of the bundled ones, with their manifest."""
+    monkeypatch.setattr(bundled, "CHECKPOINTS", tmp_path)
+    for name in BUNDLED:
+        write_weights(tmp_path / name)
+        (tmp_path / name / "config.json").write_text("{}")
+    assert bundled.write_manifest() == tmp_path / bundled.MANIFEST
+    return tmp_path
+
+
+def test_a_bundled_file_that_was_changed_is_named(release):
+    name = next(iter(BUNDLED))
+    assert resolve(name) == str(release / name)
+    bundled._check_released.cache_clear()
+    (release / name / "config.json").write_text('{"model_type": "other"}')
+    with pytest.raises(ValueError, match=r"config.json is not the file that was released.*install the package again"):
+        resolve(name)
+    assert resolve(release / name) == str(release / name)  # a folder by its path is its owner's affair
+    bundled.write_manifest()
+    assert resolve(name) == str(release / name)
+
+
+def test_a_bundled_file_that_is_missing_or_does_not_belong_is_named(release):
+    name = next(iter(BUNDLED))
+    (release / name / "more.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"more.json does not belong to"):
+        resolve(name)
+    (release / name / "more.json").unlink()
+    (release / name / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config.json ships with"):
+        resolve(name)
+    (release / bundled.MANIFEST).unlink()
+    with pytest.raises(FileNotFoundError, match="SHA256SUMS is missing"):
+        resolve(name)
+
+
+def test_a_bundled_checkpoint_is_read_once_a_process(release, monkeypatch):
+    name = next(iter(BUNDLED))
+    resolve(name)
+    monkeypatch.setattr(bundled, "_sha256", None)
+    assert resolve(name) == str(release / name)

@@ -23,6 +23,13 @@ from torch import Tensor
 MAX_DURATION_S = 30.0
 """Longest clip, in seconds, that MusicGen's positions cover; longer ones are refused, never cut silently."""
 
+MAX_SAMPLING_RATE = 384_000
+"""Highest rate, in Hz, of a file that is read: without one, a header could ask for any amount of memory for 30 s."""
+
+MAX_CHANNELS = 8
+"""Most channels of a file that is read."""
+
+_LARGEST_FILTER = 20_000_000  # taps of a resampling filter in all; rates without a common divisor need gigabytes
 _LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its filter diverges where Nyquist is below
 _SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
 
@@ -76,12 +83,22 @@ def check_audio(audio: Tensor, name: str = "audio") -> None:
 
 
 def resample(audio: Tensor, orig: int, new: int) -> Tensor:
-    """Resample [..., T] from `orig` to `new` Hz; the length becomes ceil(T * new / orig)."""
+    """Resample [..., T] from `orig` to `new` Hz; the length becomes ceil(T * new / orig).
+
+    Raises:
+        ValueError: a rate that is no whole number above 0, or two that have too little in common.
+    """
     for name, rate in (("orig", orig), ("new", new)):
         if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
             raise ValueError(f"`{name}` must be a sampling rate in Hz, a whole number above 0, got {rate!r}.")
     if orig == new:
         return audio
+    common = math.gcd(int(orig), int(new))
+    if (orig // common) * (new // common) > _LARGEST_FILTER:
+        raise ValueError(
+            f"`orig` = {orig} Hz and `new` = {new} Hz have only {common} Hz in common, so that the filter between them would "
+            "not fit into memory; bring the sound to a usual rate first."
+        )
     return torchaudio.functional.resample(audio, int(orig), int(new))
 
 
@@ -145,6 +162,11 @@ def read_audio(
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             rate, first = file.samplerate, round(start_s * file.samplerate)
+            if rate > MAX_SAMPLING_RATE or file.channels > MAX_CHANNELS:
+                raise ValueError(
+                    f"{label} has {file.channels} channels at {rate} Hz: at most {MAX_CHANNELS} at {MAX_SAMPLING_RATE} Hz are "
+                    "read; convert it first."
+                )
             last = file.frames if end_s is None else min(file.frames, round(end_s * rate))
             if 0 < file.frames <= first:
                 raise ValueError(

@@ -1,17 +1,24 @@
 """Where a model name leads: a checkpoint that ships inside this package, a folder, or a repository on the Hub.
 
 Every place that takes a model takes the same three kinds of name, through :func:`resolve`. Folders are checked before
-anything is loaded from them: weights are read from safetensors only, and a file that was cut short is named as such.
+anything is loaded from them: weights are read from safetensors only, and a file that was cut short is named as such. What
+ships inside the package is compared with its SHA-256, once a process.
 """
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+MANIFEST = "SHA256SUMS"  # in CHECKPOINTS, as `sha256sum` writes and checks it
 
 # name -> what it is, in the words that error messages and `--help` show
 BUNDLED: dict[str, str] = {
@@ -43,8 +50,9 @@ def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
         The folder as a string, or the Hub id unchanged. A folder wins over a Hub id that is spelled alike.
 
     Raises:
-        ValueError: the name is none of the three, or the folder's weights are pickled, incomplete or cut short.
-        FileNotFoundError: a bundled name whose folder is missing from this installation.
+        ValueError: the name is none of the three; the folder's weights are pickled, incomplete or cut short; a bundled
+            file is not the one that was released.
+        FileNotFoundError: a bundled name whose folder, or a file of it, is missing from this installation.
 
     Example:
         >>> resolve("facebook/musicgen-small")
@@ -58,6 +66,7 @@ def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
                 f"`{argument}` = {name!r} ships inside the package, but {folder} is missing: install the package again."
             )
         check_weights(folder)
+        _check_released(folder)
         return str(folder)
 
     path = Path(name).expanduser()
@@ -78,15 +87,18 @@ def check_weights(folder: str | Path) -> None:
     """Refuse a folder whose weights cannot be read safely and whole; a folder without weights passes.
 
     Raises:
-        ValueError: as :func:`refuse_pickle` and :func:`check_safetensors`, or a shard of a split checkpoint is missing.
+        ValueError: as :func:`refuse_pickle` and :func:`check_safetensors`, or a shard of a split checkpoint is missing or
+            lies elsewhere.
     """
     folder = Path(folder)
     refuse_pickle(folder)
     for path in sorted(folder.glob("*.safetensors")):
         check_safetensors(path)
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(_is_file_name(shard) for shard in shards.values()):
+            raise ValueError(f"{index} has no `weight_map` from tensors to files beside it: save the model again.")
+        missing = sorted(shard for shard in set(shards.values()) if not (folder / shard).is_file())
         if missing:
             raise ValueError(f"{index} names {missing[0]}, which is not in {folder}: download or save the model again.")
 
@@ -121,6 +133,107 @@ def check_safetensors(path: str | Path) -> None:
             f"{path} ({Path(path).stat().st_size} bytes) is not a whole safetensors file ({error}): it was cut short or "
             "is a placeholder. Download or save it again (`git lfs pull` in a git clone)."
         ) from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it cannot be read as one, naming the file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): write it again or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}: it has to be a JSON object.")
+    return content
+
+
+@contextmanager
+def loading(source: str | Path) -> Iterator[None]:
+    """Say where a model comes from whose config and weights make none; transformers raises what comes to hand.
+
+    Raises:
+        ValueError: naming the source.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError) as error:
+        raise ValueError(
+            f"{source} cannot be loaded: its config.json, its weights and its tokenizer make no model of this kind "
+            f"({type(error).__name__}: {error}). Save or download the model again."
+        ) from error
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+# -- what ships inside the package -----------------------------------------------------------------------------------------
+
+
+def manifest_of(checkpoints: Path) -> dict[str, str]:
+    """Path in the folder -> SHA-256 of each file of the bundled checkpoints, as they are now."""
+    return {
+        path.relative_to(checkpoints).as_posix(): _sha256(path)
+        for name in sorted(BUNDLED)
+        for path in sorted((checkpoints / name).rglob("*"))
+        if path.is_file()
+    }
+
+
+def write_manifest(checkpoints: Path | None = None) -> Path:
+    """Write SHA256SUMS beside the checkpoints, for the files that are there now: `python recipes/publish.py --manifest`."""
+    folder = CHECKPOINTS if checkpoints is None else checkpoints
+    lines = [f"{digest}  {name}\n" for name, digest in manifest_of(folder).items()]
+    aside = folder / f".{MANIFEST}.part"
+    aside.write_text("".join(lines), encoding="utf-8")
+    return aside.replace(folder / MANIFEST)
+
+
+def read_manifest(checkpoints: Path) -> dict[str, str]:
+    """Path in the folder -> SHA-256, as SHA256SUMS says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = checkpoints / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing, which the bundled models are checked by: install the package again."
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+@cache
+def _check_released(folder: Path) -> None:
+    """Refuse a bundled checkpoint whose files are not those of the release.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    released = read_manifest(folder.parent)
+    remedy = "install the package again, or give a folder of your own by its path"
+    there = {path.relative_to(folder.parent).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    for name in sorted(name for name in released if name.startswith(f"{folder.name}/")):
+        if name not in there:
+            raise FileNotFoundError(f"{folder.parent / name} ships with {folder.name!r} and is missing: {remedy}.")
+    for name, path in there.items():
+        found = _sha256(path)
+        if name not in released:
+            raise ValueError(f"{path} does not belong to {folder.name!r} as it was released: remove it, or {remedy}.")
+        if found != released[name]:
+            raise ValueError(
+                f"{path} is not the file that was released (SHA-256 {found[:16]}..., {MANIFEST} says "
+                f"{released[name][:16]}...): it was changed or damaged; {remedy}."
+            )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_of(name_or_path: str | Path) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import EncodecModel
 
 from .audio import check_audio
-from .bundled import resolve
+from .bundled import loading, resolve
 
 
 @dataclass
@@ -62,7 +62,11 @@ class AudioCodec:
     @classmethod
     def from_pretrained(cls, name_or_path: str, num_codebooks: int | None = None) -> "AudioCodec":
         """Load from a Hub id or a folder with an EncodecModel (safetensors only)."""
-        model = EncodecModel.from_pretrained(resolve(name_or_path), use_safetensors=True, dtype=torch.float32)
+        source = resolve(name_or_path)
+        with loading(source):
+            model = EncodecModel.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            )
         return cls(model, num_codebooks)
 
     @torch.no_grad()

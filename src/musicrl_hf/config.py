@@ -1,6 +1,7 @@
 """Job configurations: flat dataclasses, read from flat YAML and from `--field value`."""
 
 import dataclasses
+import datetime
 import difflib
 import types
 import typing
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 Config = TypeVar("Config")
+_SCALARS = (str, int, float, bool, datetime.date, type(None))  # YAML takes some texts for dates
 
 
 def load_config(cls: type[Config], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -64,11 +66,21 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"`config`: there is no file {path}; examples are in examples/configs/.")
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # the others of a text that is none, and of its numbers
         raise ValueError(f"`config`: {path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict) or any(isinstance(value, dict) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"`config`: {path} must be a flat mapping of `field: value` lines.")
+    for name, value in content.items():
+        if not all(isinstance(item, _SCALARS) for item in (value if isinstance(value, list) else [value])):
+            raise ValueError(
+                f"`config`: {path} must be a flat mapping of `field: value` lines: `{name}` has to be text, a number, true "
+                "or false, or a list of these."
+            )
     return content
 
 
@@ -130,7 +142,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if kind in (int, float) and not isinstance(value, bool | list):
             try:
                 number = float(value)
-            except ValueError:
+            except (ValueError, TypeError, OverflowError):
                 continue
             if kind is float:
                 return number

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from .audio import MAX_DURATION_S
-from .bundled import resolve
+from .bundled import loading, resolve
 from .codec import AudioCodec
 from .configuration import MusicRLConfig
 from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
@@ -87,13 +87,15 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         source = resolve(str(pretrained_model_name_or_path))
         if Path(source).is_dir() and "subfolder" not in kwargs:
             check_model_type(source, "musicgen", "pretrained_model_name_or_path")
-        kwargs["use_safetensors"] = True
+        kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         if not isinstance(kwargs.get("config"), MusicRLConfig):
             kwargs.pop("config", None)
-        model = super().from_pretrained(source, *args, **kwargs)
         hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
-        loaded = model[0] if isinstance(model, tuple) else model
-        loaded.tokenizer = AutoTokenizer.from_pretrained(source, **hub_options)
+        with loading(source):
+            model = super().from_pretrained(source, *args, **kwargs)
+            loaded = model[0] if isinstance(model, tuple) else model
+            loaded.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub_options)
+        vars(loaded.config).pop("auto_map", None)  # names code that is never run, and is not passed on
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -387,10 +389,12 @@ def load_generator(
 
     source = find_model(str(name_or_path), "musicgen")
     if find_adapter_config_file(source) is not None:
-        base = PeftConfig.from_pretrained(source).base_model_name_or_path
+        with loading(source):
+            base = PeftConfig.from_pretrained(source).base_model_name_or_path
         model = load_generator(base, adapter=source, dtype=dtype)
     else:
         model = MusicRLForConditionalGeneration.from_pretrained(source, dtype=dtype)
     if adapter is not None and resolve(adapter) != source:
-        model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
+        with loading(adapter):
+            model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
     return model.to(device).eval()

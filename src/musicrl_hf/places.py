@@ -1,6 +1,5 @@
 """What lies at a place, told before anything is loaded from it or written to it: in a folder, or behind a Hub id."""
 
-import json
 import os
 import shutil
 from functools import cache
@@ -14,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from .bundled import BUNDLED, is_repo_id, resolve
+from .bundled import BUNDLED, is_repo_id, read_json, resolve
 
 MODEL_TYPES = {  # model_type in config.json -> what it is
     "musicgen": "a generator",
@@ -32,9 +31,16 @@ _HUB_TIMEOUT_S = 10.0
 
 
 def model_type_of(folder: str | Path) -> str | None:
-    """`model_type` in the folder's config.json; None where there is no such file."""
+    """`model_type` in the folder's config.json; None where there is no such file.
+
+    Raises:
+        ValueError: the file is no JSON object, or its `model_type` no text.
+    """
     path = Path(folder) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
+    found = read_json(path).get("model_type") if path.is_file() else None
+    if not isinstance(found, str | None):
+        raise ValueError(f"{path}: `model_type` is {found!r}: it has to be text; save the model again.")
+    return found
 
 
 def contents_of(folder: str | Path) -> str | None:
@@ -97,7 +103,9 @@ def check_model_type(folder: str | Path, wanted: str, argument: str = "name_or_p
         )
 
 
-def find_model(name_or_path: str | Path, wanted: str, argument: str = "name_or_path") -> str:
+def find_model(
+    name_or_path: str | Path, wanted: str, argument: str = "name_or_path", _seen: frozenset[str] = frozenset()
+) -> str:
     """As `resolve`, and sure that something of the right kind is there: folders are looked into, the Hub is asked once.
 
     Args:
@@ -106,7 +114,7 @@ def find_model(name_or_path: str | Path, wanted: str, argument: str = "name_or_p
         argument: what messages call the name.
 
     Raises:
-        ValueError: as `resolve` and `check_model_type`.
+        ValueError: as `resolve` and `check_model_type`; an adapter that does not say what it was trained on.
         FileNotFoundError: no such folder here, and the Hub does not give it.
     """
     name = str(name_or_path)
@@ -120,11 +128,25 @@ def find_model(name_or_path: str | Path, wanted: str, argument: str = "name_or_p
             name, "model", argument, f"give the folder of a saved model or a bundled name ({bundled})", cached=cached
         )
     elif wanted == "musicgen" and (Path(source) / "adapter_config.json").is_file():
-        adapter = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
-        find_model(adapter["base_model_name_or_path"], wanted, argument)
+        if source in _seen:
+            raise ValueError(f"`{argument}` = {name!r} is an adapter on itself: name the model under it in its config.")
+        find_model(base_of_adapter(source), wanted, argument, _seen | {source})
     else:
         check_model_type(source, wanted, argument)
     return source
+
+
+def base_of_adapter(folder: str | Path) -> str:
+    """The name of the model that the adapter in a folder was trained on.
+
+    Raises:
+        ValueError: its adapter_config.json does not say.
+    """
+    path = Path(folder) / "adapter_config.json"
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{path}: `base_model_name_or_path` is {base!r}: it has to name the model under the adapter.")
+    return base
 
 
 def check_hub(name: str, repo_type: str, argument: str, remedy: str, *, cached: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .audio import atomic_path
-from .bundled import name_of
+from .bundled import name_of, read_json
 
 RECORD_FILE = "result.json"
 IMPORT_FILE = "import.json"
@@ -109,8 +109,8 @@ def read_import(folder: str | Path) -> ImportRecord | None:
     if not path.is_file():
         return None
     try:
-        return ImportRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+        return ImportRecord(**read_json(path))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no record of an import ({error}): import again or remove it.") from error
 
 
@@ -164,8 +164,8 @@ def read_collection(folder: str | Path) -> CollectionRecord | None:
     if not path.is_file():
         return None
     try:
-        return CollectionRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+        return CollectionRecord(**read_json(path))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no record of a collection ({error}): export again or remove it.") from error
 
 
@@ -178,14 +178,7 @@ def read_record(folder: str | Path) -> Record:
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         return Record()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): write it again or remove it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}: it has to be a JSON object, see musicrl_hf.records.Record."
-        )
+    content = read_json(path)
     return Record(**{key: value for key, value in content.items() if key in Record.__dataclass_fields__})
 
 

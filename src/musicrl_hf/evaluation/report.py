@@ -25,8 +25,9 @@ from ..preferences.importers import VOTE_COLUMNS, read_votes
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, normalise_prompt, read_prompts
 from ..records import read_collection
-from ..rewards import Reward, check_scores
+from ..rewards import Reward
 from ..rewards.combine import find_reward, move_reward
+from ..rewards.contract import ask_reward
 from .counting import count_votes, ranking, ratings_in
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import few_prompts, render_page
@@ -211,7 +212,7 @@ def evaluate_models(
                 own = [value for _, _, value in rated[label][-samples_per_prompt * raters_per_clip :]]
                 of_first = {"rating": fmean(own[:raters_per_clip])}
                 for name, reward in rewards.items():
-                    value = check_scores(reward([prompt] * len(audio), audio, rate), len(audio), name)
+                    value = ask_reward(reward, [prompt] * len(audio), audio, rate, name)
                     scores[name][label].append((prompt, name, float(value.mean())))
                     of_first[name] = float(value[0])
                 measured = {key: float(value.mean()) for key, value in clip_metrics(audio, rate).items()}

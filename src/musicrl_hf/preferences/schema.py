@@ -17,16 +17,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import soundfile
 from datasets import Audio, Dataset, DatasetDict, Features, Value
-from datasets.exceptions import DatasetNotFoundError
 from tqdm.auto import tqdm
 
 from ..audio import MAX_DURATION_S, atomic_path
 from ..places import check_hub, contents_of
 from ..records import IMPORT_FILE, ImportRecord
+from .data_files import load_split, was_downloaded
 
 LABELS = ("a", "b", "tie", "both_bad")
 DECIDED = ("a", "b")
@@ -110,7 +109,11 @@ def preferences_from_rows(
         raise ValueError("rows is empty: a preference data set needs at least one row")
     _raise_row_errors(error for name, row in zip(called, built, strict=True) for error in _value_errors(name, row))
     # `Dataset.from_list` would encode the audio through torchcodec; a table that already has the storage type does not.
-    return validate_preferences(Dataset(pa.Table.from_pylist(built, schema=FEATURES.arrow_schema)))
+    try:
+        table = pa.Table.from_pylist(built, schema=FEATURES.arrow_schema)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise ValueError(f"the rows are no table: a text is no Unicode, or a number too large ({error})") from error
+    return validate_preferences(Dataset(table))
 
 
 def validate_preferences(ds: Dataset) -> Dataset:
@@ -201,7 +204,8 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
 
     Raises:
         FileNotFoundError: if there is neither such a folder nor such a data set on the Hub.
-        ValueError: if there is no such split, or the rows are not valid.
+        ValueError: if there is no such split, its rows are not valid, or it consists of anything but Parquet files of its
+            own.
     """
     where = str(source)
     if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
@@ -210,24 +214,12 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
         )
     if not Path(source).is_dir():
         remedy = f"make the folder first (`musicrl import ... --out {where}`)"
-        check_hub(where, "dataset", "preferences", remedy, cached=_was_downloaded(where))
+        check_hub(where, "dataset", "preferences", remedy, cached=was_downloaded(where))
+    ds = load_split(where, split)
     try:
-        ds = datasets.load_dataset(where, split=split)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"preferences {where!r} are neither a folder here nor a data set that the Hub gives "
-            f"({type(error).__name__}): check the name, the network and, for a private set, `hf auth login`"
-        ) from error
-    except ValueError as error:
-        if "split" not in str(error):
-            raise
-        raise ValueError(f"preferences {where!r} have no split {split!r}: {error}") from error
-    return validate_preferences(ds)
-
-
-def _was_downloaded(repo_id: str) -> bool:
-    """Whether `datasets` keeps a data set of the Hub, which it then loads without asking."""
-    return (Path(datasets.config.HF_DATASETS_CACHE) / repo_id.replace("/", "___")).is_dir()
+        return validate_preferences(ds)
+    except (pa.ArrowException, UnicodeError) as error:
+        raise ValueError(f"preferences {where!r} are damaged ({error}): copy or make them again") from error
 
 
 def decided_pairs(ds: Dataset, min_seconds: float | None = None) -> tuple[Dataset, dict[str, int]]:
@@ -273,11 +265,15 @@ def read_prompts(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no prompt.
+        ValueError: it holds no prompt, or no text in UTF-8.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"`prompts`: there is no file {path}; give a text file with one prompt a line.")
-    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`prompts`: {path} is no text in UTF-8 ({error}); save it as that.") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
     return prompts
@@ -298,17 +294,22 @@ def votes_from_preferences(ds: Dataset) -> list[Vote]:
 
 
 def clip_path(root: str | Path, path: str) -> Path:
-    """The file `path` inside the folder `root`.
+    """The file `path` inside the folder `root`, links followed. (In the Hub's own cache they lead to a folder beside it.)
 
     Raises:
-        ValueError: if it leads out of `root`.
+        ValueError: if it leads out of `root`, or is no path.
         FileNotFoundError: if it is not there.
     """
     base = Path(root).resolve()
-    found = (base / path).resolve()
-    if not found.is_relative_to(base):
-        raise ValueError(f"path {path!r} leads out of {root}: clips have to lie inside the folder")
-    if not found.is_file():
+    try:
+        found = (base / path).resolve()
+        is_there = found.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, links in a circle
+        raise ValueError(f"path {path!r:.200} in {root} is none ({error})") from error
+    blobs = [base.parent.parent / "blobs"] if base.parent.name == "snapshots" else []
+    if not any(found.is_relative_to(folder) for folder in (base, *blobs)):
+        raise ValueError(f"path {path!r} leads out of {root}: files have to lie inside the folder")
+    if not is_there:
         raise FileNotFoundError(f"there is no file {path!r} in {root}")
     return found
 

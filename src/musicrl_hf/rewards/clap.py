@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ..audio import check_audio, match_loudness, resample
+from ..bundled import loading
 from ..places import find_model
 from .contract import check_sampling_rate
 
@@ -27,8 +28,10 @@ MAX_SEGMENT_S = 10.0  # section 3.3: a 30 s clip is scored as three segments of 
 def load_clap(name_or_path: str) -> tuple[ClapModel, PreTrainedTokenizerBase, ClapFeatureExtractor]:
     """A CLAP checkpoint by bundled name, folder or Hub id; safetensors only."""
     source = find_model(name_or_path, "clap")
-    model = ClapModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(source), ClapFeatureExtractor.from_pretrained(source)
+    with loading(source):
+        model = ClapModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return model.eval(), tokenizer, ClapFeatureExtractor.from_pretrained(source)
 
 
 def check_extractor(config: ClapAudioConfig, extractor: ClapFeatureExtractor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..places import find_model
 from .adherence import AdherenceReward
-from .contract import Reward, check_reward_inputs, check_scores
+from .contract import Reward, ask_reward, check_reward_inputs
 from .preference import PreferenceModel
 from .quality import QualityModel
 
@@ -45,9 +45,11 @@ class CombinedReward:
         rewards: name -> callable `(prompts, audio, sampling_rate) -> [B]`.
         weights: name -> weight; 1 where None.
         normalise: one of the three above.
+        timeout_s: seconds that each reward may take for one call; 0 for as long as it likes. See `ask_reward`.
 
     Raises:
-        ValueError: no rewards, weights for other names, a weight that is 0 or not finite, unknown `normalise`.
+        ValueError: no rewards, weights for other names, a weight that is 0 or not finite, unknown `normalise`, negative
+            seconds.
 
     Example:
         >>> loudness = lambda prompts, audio, rate: audio.square().mean((1, 2))
@@ -56,7 +58,13 @@ class CombinedReward:
         tensor([2.0000, 0.5000])
     """
 
-    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None, normalise: str = "none"):
+    def __init__(
+        self,
+        rewards: dict[str, Reward],
+        weights: dict[str, float] | None = None,
+        normalise: str = "none",
+        timeout_s: float = 0.0,
+    ):
         if not rewards:
             raise ValueError(f"`rewards` is empty; name at least one. Known forms: {KNOWN_FORMS}.")
         self.rewards = dict(rewards)
@@ -70,13 +78,15 @@ class CombinedReward:
                 raise ValueError(f"`weights`: {name!r} has {weight!r}; give a finite number, or leave the reward out.")
         if normalise not in NORMALISE:
             raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {normalise!r}.")
-        self.normalise = normalise
+        if not 0 <= timeout_s < float("inf"):
+            raise ValueError(f"`timeout_s` must be at least 0 seconds (0 for no limit), got {timeout_s!r}.")
+        self.normalise, self.timeout_s = normalise, timeout_s
 
     def components(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> dict[str, Tensor]:
         """Each reward's own scores [B], neither weighted nor normalised, on the CPU: what to log beside the sum."""
         check_reward_inputs(prompts, audio, sampling_rate)
         return {
-            name: check_scores(reward(prompts, audio, sampling_rate), len(audio), name).cpu()
+            name: ask_reward(reward, prompts, audio, sampling_rate, name, self.timeout_s).cpu()
             for name, reward in self.rewards.items()
         }
 
@@ -181,7 +191,7 @@ def _user_function(module_name: str, function_name: str) -> Callable:
     return function
 
 
-def load_rewards(specs: Sequence[str] | str, normalise: str = "none") -> CombinedReward:
+def load_rewards(specs: Sequence[str] | str, normalise: str = "none", timeout_s: float = 0.0) -> CombinedReward:
     """The weighted sum of several specs, loaded; see `find_rewards`.
 
     Example:
@@ -189,15 +199,17 @@ def load_rewards(specs: Sequence[str] | str, normalise: str = "none") -> Combine
         >>> sorted(reward.rewards)
         ['adherence', 'quality']
     """
-    return find_rewards(specs, normalise)()
+    return find_rewards(specs, normalise, timeout_s)()
 
 
-def find_rewards(specs: Sequence[str] | str, normalise: str = "none") -> Callable[[], CombinedReward]:
+def find_rewards(
+    specs: Sequence[str] | str, normalise: str = "none", timeout_s: float = 0.0
+) -> Callable[[], CombinedReward]:
     """What loads the weighted sum of several specs; that each is there is known before the first is loaded.
 
     Args:
         specs: such as ["0.5*adherence", "0.5*quality"], or one string with " + " between them. Weights default to 1.
-        normalise: as of `CombinedReward`.
+        normalise, timeout_s: as of `CombinedReward`.
 
     Raises:
         ValueError: an unknown spec, a weight that is no number, the same reward twice.
@@ -210,7 +222,7 @@ def find_rewards(specs: Sequence[str] | str, normalise: str = "none") -> Callabl
             raise ValueError(f"`reward`: {spec!r} is named twice; add its weights up.")
         weights[spec] = weight
     loaders = {spec: find_reward(spec) for spec in weights}
-    return lambda: CombinedReward({spec: load() for spec, load in loaders.items()}, weights, normalise)
+    return lambda: CombinedReward({spec: load() for spec, load in loaders.items()}, weights, normalise, timeout_s)
 
 
 def _weight_and_spec(text: str) -> tuple[float, str]:

@@ -1,6 +1,11 @@
 """What a reward is: a callable `(prompts, audio, sampling_rate) -> scores`, and the checks at both of its ends."""
 
-from typing import Protocol
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +27,68 @@ class Reward(Protocol):
     """
 
     def __call__(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor: ...
+
+
+def ask_reward(
+    reward: Reward,
+    prompts: list[str],
+    audio: Tensor,
+    sampling_rate: int,
+    name: str = "reward",
+    timeout_s: float = 0.0,
+) -> Tensor:
+    """What a reward says of clips, checked; whatever goes wrong inside of it is said with its name.
+
+    Args:
+        reward, prompts, audio, sampling_rate: see `Reward`.
+        name: the reward's name for messages.
+        timeout_s: seconds that it may take; 0 for as long as it likes. Only a main thread can measure them, and only code
+            that comes back to Python now and then can be interrupted.
+
+    Returns:
+        scores [B] float32, detached.
+
+    Raises:
+        ValueError: it raised, or its scores are refused by `check_scores`.
+        TimeoutError: it took longer.
+    """
+    late = TimeoutError(
+        f"Reward `{name}` has not answered for {len(audio)} clips within {timeout_s:g} s: look at what it waits for, or "
+        "set `reward_timeout_s` higher (0 waits for ever)."
+    )
+    try:
+        with _time_limit(timeout_s, late):
+            scores = reward(prompts, audio, sampling_rate)
+    except Exception as error:  # it may be anybody's code
+        if error is late:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"Reward `{name}` raised {type(error).__name__} for {len(audio)} clips: {error} ({place.filename}, line "
+            f"{place.lineno})."
+        ) from error
+    return check_scores(scores, len(audio), name)
+
+
+@contextmanager
+def _time_limit(seconds: float, error: TimeoutError) -> Iterator[None]:
+    """Raise `error` in the body once it has taken so long."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise error
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        rest, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # somebody else's timer was running
+            signal.setitimer(signal.ITIMER_REAL, max(left - (seconds - rest), 1e-3), interval)
 
 
 def check_scores(scores: Tensor, batch_size: int, name: str = "reward") -> Tensor:

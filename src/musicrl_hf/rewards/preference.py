@@ -20,7 +20,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from ..audio import match_loudness, resample
-from ..bundled import resolve
+from ..bundled import loading, resolve
 from ..configuration import MusicRLConfig
 from ..generator import MusicRLForConditionalGeneration
 from ..hub import PushesWithCard
@@ -174,11 +174,12 @@ class PreferenceModel(PushesWithCard, PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """Load with its tokenizer from a folder or a Hub id; safetensors only."""
         source = resolve(str(pretrained_model_name_or_path))
-        kwargs["use_safetensors"] = True
-        model = super().from_pretrained(source, *args, **kwargs)
-        loaded = model[0] if isinstance(model, tuple) else model
+        kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
-        loaded.tokenizer = AutoTokenizer.from_pretrained(source, **hub_options)
+        with loading(source):
+            model = super().from_pretrained(source, *args, **kwargs)
+            loaded = model[0] if isinstance(model, tuple) else model
+            loaded.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub_options)
         if loaded.config.backbone == "generator":
             loaded.generator.tokenizer = loaded.tokenizer
         loaded.freeze()  # loading makes every parameter trainable

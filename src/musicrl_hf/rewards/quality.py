@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..bundled import resolve
+from ..bundled import loading, resolve
 from ..hub import PushesWithCard
 from .clap import ClapSoundFeatures, FeatureHead
 from .contract import check_reward_inputs, check_scores
@@ -77,8 +77,10 @@ class QualityModel(PushesWithCard, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """Load by bundled name, folder or Hub id; safetensors only."""
-        kwargs["use_safetensors"] = True
-        model = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), *args, **kwargs)
+        kwargs |= {"use_safetensors": True, "trust_remote_code": False}
+        source = resolve(str(pretrained_model_name_or_path))
+        with loading(source):
+            model = super().from_pretrained(source, *args, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.sound.requires_grad_(False)  # loading makes every parameter trainable
         return model

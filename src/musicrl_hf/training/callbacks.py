@@ -1,5 +1,6 @@
 """What happens beside training: clips to hear, a log that any tool can read, and a limit on how far the policy drifts."""
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerCont
 
 from ..audio import atomic_path, write_audio
 from ..generator import MusicRLForConditionalGeneration
+from .checkpoints import writing
 
 # what a line on the terminal shows of what a trainer logs, in this order; metrics.jsonl has everything
 SHOWN = (
@@ -109,7 +111,8 @@ class MetricsWriter(TrainerCallback):
         path = self._path(args)
         if not state.is_world_process_zero or not path.is_file():
             return
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
+        whole = path.read_text().rpartition("\n")[0]  # a machine that broke down may have left half a line behind it
+        lines = [line for line in whole.splitlines() if json.loads(line)["step"] <= state.global_step]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines if state.global_step > 0))
 
@@ -124,11 +127,15 @@ class MetricsWriter(TrainerCallback):
         path = self._path(args)
         path.parent.mkdir(parents=True, exist_ok=True)
         # One write to a descriptor opened for appending: a line is there whole or not at all.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with writing(str(path)):
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                before = os.fstat(descriptor).st_size
+                if os.write(descriptor, line.encode()) < len(line):  # the rest found no room
+                    os.ftruncate(descriptor, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(descriptor)
 
     @staticmethod
     def _path(args: TrainingArguments) -> Path:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
 from ..records import Record, write_record
 from .callbacks import MetricsWriter, ShortProgress
+from .checkpoints import find_checkpoint, train_or_stop, writing
 from .ppo_policy import LORA_TARGETS
 
 
@@ -55,7 +55,9 @@ class TrainingJob:
     bf16: bool = option(False, "train in bfloat16 where the device can")
     gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
-    resume_from_checkpoint: str | None = option(None, 'folder of a checkpoint, or "last" for the newest in output_dir')
+    resume_from_checkpoint: str | None = option(
+        None, 'folder of a checkpoint, or "last" for the last whole one in output_dir'
+    )
 
     def __post_init__(self) -> None:
         at_least = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
@@ -65,6 +67,11 @@ class TrainingJob:
                 raise ValueError(f"`{name}` must be at least {least}, got {vars(self)[name]!r}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate!r}.")
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """A run goes on exactly from multiples of so many optimiser steps."""
+        return 1
 
     def shared_arguments(self) -> dict[str, Any]:
         """The fields that a trainer's config takes under the same name, and how often it saves."""
@@ -109,25 +116,9 @@ class TrainingJob:
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: it is not whole, or holds pickled code.
         """
         return find_checkpoint(self.resume_from_checkpoint, self.output_dir)
-
-
-def find_checkpoint(wanted: str | None, output_dir: str) -> str | None:
-    """The checkpoint folder that `resume_from_checkpoint` names: None, a folder, or "last" for the newest in `output_dir`.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if wanted is None:
-        return None
-    found = get_last_checkpoint(output_dir) if wanted == "last" and Path(output_dir).is_dir() else wanted
-    if found is None or not (Path(found) / "trainer_state.json").is_file():
-        raise FileNotFoundError(
-            f"`resume_from_checkpoint` = {wanted!r}: no checkpoint there (a folder with trainer_state.json; `last` looks "
-            f"in {output_dir}); set save_steps in the run that is to be resumed."
-        )
-    return str(found)
 
 
 def run_trainer(
@@ -141,12 +132,17 @@ def run_trainer(
         method: what `result.json` calls it.
         metrics: more numbers for it.
         evaluate: also evaluate the trained model on the trainer's evaluation set, unless its last step just did.
+
+    Raises:
+        OSError: the disk is full.
+        SystemExit: on SIGTERM, after a checkpoint.
     """
     started = time.monotonic()
     trainer.add_callback(MetricsWriter())
     ShortProgress.shorten(trainer)
-    trainer.train(resume_from_checkpoint=job.checkpoint())
-    trainer.save_model(job.output_dir)
+    train_or_stop(trainer, job.checkpoint(), job.steps_per_rollout)
+    with writing(job.output_dir):
+        trainer.save_model(job.output_dir)
     evaluated = (_evaluated_last(trainer.state) or trainer.evaluate()) if evaluate else {}
     if trainer.accelerator.is_main_process:
         logged: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})

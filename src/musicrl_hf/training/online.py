@@ -15,8 +15,9 @@ from trl.trainer.utils import RepeatSampler, get_callable_name
 from ..audio import MAX_DURATION_S
 from ..flat import FlatMusicRLForCausalLM, check_sampled_is_scored, unflatten_codes
 from ..generator import MusicRLForConditionalGeneration
-from ..rewards import CombinedReward, Reward, check_scores, load_rewards
+from ..rewards import CombinedReward, Reward, load_rewards
 from ..rewards.combine import move_reward
+from ..rewards.contract import ask_reward, check_scores
 from .callbacks import SampleWriter
 from .job import TrainingJob, option, read_prompts, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
@@ -49,10 +50,10 @@ class ClipReward:
                 components = self.reward.components(prompts, audio, rate)
                 for name, values in components.items():
                     log_metric(f"rewards/{name}/mean", values.mean().item())
-                scores = self.reward.combine(components)
+                scores = check_scores(self.reward.combine(components), len(prompts), self.__name__)
             else:
-                scores = self.reward(prompts, audio, rate)
-        return check_scores(scores, len(prompts), self.__name__).tolist()
+                scores = ask_reward(self.reward, prompts, audio, rate, self.__name__)
+        return scores.tolist()
 
 
 class Rollouts:
@@ -193,12 +194,12 @@ class RolloutTrainer(FlatTrainer):
             peft_config=peft_config,
         )
         for reward in rewards:
-            move_reward(reward, self.accelerator.device)  # type: ignore[attr-defined]
+            move_reward(reward, self.accelerator.device)
         check_sampled_is_scored(self.generation_config)  # type: ignore[attr-defined]
         if anchor is not None and self.ref_model is None and args.beta != 0:  # type: ignore[has-type]
             # With an adapter TRL takes the model without it; the caller named another anchor.
             anchor.scoring_temperature = args.temperature
-            self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)  # type: ignore[attr-defined]
+            self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)  # type: ignore[misc]
@@ -228,6 +229,7 @@ class RolloutJob(TrainingJob):
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
     normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
     temperature: float = option(1.0, "sampling temperature, also of the scored distribution")
     num_generations: int = option(4, "clips a prompt, compared with each other")
@@ -246,6 +248,11 @@ class RolloutJob(TrainingJob):
                 f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
                 "of clips is used up before anything is saved, so that a resumed run goes on exactly."
             )
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps made on each set of sampled clips."""
+        return self.num_iterations
 
     def rollout_arguments(self) -> dict[str, Any]:
         """The trainer's arguments that both jobs share."""
@@ -301,7 +308,7 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
     prompts = read_prompts(job.prompts)
     trainer = trainer_class(
         job.model,
-        load_rewards(job.reward, job.normalise),
+        load_rewards(job.reward, job.normalise, job.reward_timeout_s),
         args,
         Dataset.from_dict({"prompt": prompts}),
         ref_model=job.ref_model,

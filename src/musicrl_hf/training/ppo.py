@@ -22,16 +22,18 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..rewards import CombinedReward, Reward, check_scores, load_rewards
+from ..rewards import CombinedReward, Reward, load_rewards
 from ..rewards.combine import move_reward
+from ..rewards.contract import ask_reward
 from . import losses
 from .callbacks import KLBudget, SampleWriter
+from .checkpoints import WholeCheckpoints
 from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
 
 
-class MusicPPOTrainer(Trainer):
+class MusicPPOTrainer(WholeCheckpoints, Trainer):
     """Fine-tune a generator against a reward, with a KL to an anchor.
 
     Args:
@@ -265,7 +267,7 @@ class MusicPPOTrainer(Trainer):
             for i in range(0, len(prompts), size)
         ]
         if not isinstance(self.reward, CombinedReward):
-            scores = [check_scores(self.reward(*chunk), len(chunk[0]), "reward") for chunk in chunks]
+            scores = [ask_reward(self.reward, *chunk) for chunk in chunks]
             return torch.cat(scores).to(codes.device), {}
         parts = [self.reward.components(*chunk) for chunk in chunks]
         components = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -369,7 +371,7 @@ def run_ppo(job: PPOJob) -> Path:
     prompts = read_prompts(job.prompts)
     held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
     args = job.trainer_config()
-    reward = load_rewards(job.reward, job.normalise)
+    reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
     move_reward(reward, args.device)
     generator = load_generator(job.model)
     lora = job.peft_config()

@@ -128,6 +128,7 @@ class PPOJob(PPOSettings, TrainingJob):
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
     normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
     eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..generator import MusicRLForConditionalGeneration, StepScores, load_generator
 from ..places import unlock_weights
+from .checkpoints import ASIDE
 from .losses import step_sums
 
 VALUE_FILE = "value_head.safetensors"
@@ -109,7 +110,7 @@ class PolicyWithValue(nn.Module):
         """Write the generator (or adapter) under its stock names and the value baseline, file by file in one move each."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving.", dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as scratch:
             # Adapters: without the flag PEFT asks the Hub whether the base's vocabulary was resized.
             options = {"save_embedding_layers": False} if isinstance(self.policy, PeftModel) else {}
             self.policy.save_pretrained(scratch, **options)

@@ -31,7 +31,8 @@ from ..rewards.clap import load_clap
 from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter, ShortProgress
-from .job import find_checkpoint, option, run_record
+from .checkpoints import ASIDE, find_checkpoint, train_or_stop, writing
+from .job import option, run_record
 from .seam import PlainOutputs
 from .sequences import ClipSequences
 
@@ -78,7 +79,9 @@ class RewardJob:
     save_total_limit: int | None = option(2, "checkpoints that are kept")
     bf16: bool = option(False, "train in bfloat16 where the device can")
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
-    resume_from_checkpoint: str | None = option(None, 'folder of a checkpoint, or "last" for the newest in output_dir')
+    resume_from_checkpoint: str | None = option(
+        None, 'folder of a checkpoint, or "last" for the last whole one in output_dir'
+    )
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -283,6 +286,8 @@ def run_reward(job: RewardJob) -> Path:
         ValueError: preferences without decided pairs, a side of the split that stays empty, or an `output_dir` that holds
             something else than a preference reward.
         FileNotFoundError: no such preferences or model, or no checkpoint to resume from.
+        OSError: the disk is full.
+        SystemExit: on SIGTERM, after a checkpoint.
     """
     started = time.monotonic()
     args = job.trainer_config()
@@ -319,7 +324,7 @@ def run_reward(job: RewardJob) -> Path:
         peft_config=_lora(job) if job.lora_r else None,
     )
     ShortProgress.shorten(trainer)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    outcome = train_or_stop(trainer, checkpoint)
     margins = held_out_margins(trainer, test)
     if job.lora_r:
         trainer.model.merge_and_unload()
@@ -330,7 +335,8 @@ def run_reward(job: RewardJob) -> Path:
         "rows": counts,
     }
     if trainer.is_world_process_zero():
-        _save(model, Path(job.output_dir))
+        with writing(job.output_dir):
+            _save(model, Path(job.output_dir))
         method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
         write_record(job.output_dir, run_record(trainer, job, name, method, metrics, time.monotonic() - started))
         print(accuracy_line(metrics))
@@ -345,7 +351,9 @@ def _lora(job: RewardJob) -> LoraConfig:
 def _save(model: PreferenceModel, folder: Path) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # the trainer's, of the flat vocabulary
         setattr(model.config, name, None)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # each file appears whole, beside checkpoints and metrics
+    with tempfile.TemporaryDirectory(
+        prefix=ASIDE, dir=folder
+    ) as scratch:  # each file appears whole, beside checkpoints and metrics
         model.save_pretrained(scratch)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)

@@ -19,6 +19,7 @@ from transformers import MusicgenForConditionalGeneration, TrainingArguments
 from ..flat import FlatMusicRLForCausalLM, FlatTokenizer
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..places import unlock_weights
+from .checkpoints import ASIDE, WholeCheckpoints
 
 # TRL asks for it under its old name at every step; the model has no say in that.
 warnings.filterwarnings("ignore", message=".?is_gradient_checkpointing.? is deprecated", category=FutureWarning)
@@ -119,8 +120,8 @@ def flat_of(model: FlatMusicRLForCausalLM | PeftModel) -> FlatMusicRLForCausalLM
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-class PlainOutputs:
-    """Mixin for TRL's trainers: no ping, no card for chat models, and no pickle beside the weights."""
+class PlainOutputs(WholeCheckpoints):
+    """Mixin for TRL's trainers: no ping, no card for chat models, no pickle beside the weights, and whole checkpoints."""
 
     args: TrainingArguments
 
@@ -136,7 +137,7 @@ class PlainOutputs:
             return
         target = Path(output_dir or str(self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
+        with tempfile.TemporaryDirectory(prefix=ASIDE, dir=target) as scratch:
             super()._save(scratch, state_dict)  # type: ignore[misc]
             unlock_weights(scratch)
             # Trainer pickles its arguments, and PEFT writes an empty card.

@@ -76,7 +76,7 @@ def _find_table(src: Path) -> Path:
         raise FileNotFoundError(f"{src} has no table of its clips: add {', '.join(names[:-1])} or {names[-1]}")
     if len(found) > 1:
         raise ValueError(f"{src} holds {' and '.join(path.name for path in found)}: keep one of them")
-    return found[0]
+    return clip_path(src, found[0].name)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -90,10 +90,13 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def check_columns(row: Mapping[str, Any], columns: Sequence[str], path: Path, number: int = 0) -> None:
-    """Refuse a row that has nothing in one of the columns."""
+    """Refuse a row that has nothing, or no text, in one of the columns."""
     missing = [name for name in columns if row.get(name) in (None, "")]
     if missing:
         raise ValueError(f"{path}, row {number}: no {', '.join(missing)}: it has {', '.join(map(str, row))}")
+    for name in columns:
+        if not isinstance(row[name], str):
+            raise ValueError(f"{path}, row {number}: {name} is {row[name]!r:.100}: it has to be text")
 
 
 def _rated_clips(table: list[dict[str, Any]], score_column: str, path: Path, src: Path) -> list[RatedClip]:

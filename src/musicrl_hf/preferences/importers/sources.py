@@ -48,8 +48,12 @@ class FolderSource:
         return frozenset(self.names)
 
     def fetch(self, names: Iterable[str]) -> dict[str, Path]:
-        """The files of some names."""
-        return {name: self.root / name for name in names}
+        """The files of some names.
+
+        Raises:
+            ValueError: one is a link that leads out of the data set.
+        """
+        return {name: clip_path(self.root, name) for name in names}
 
     def locate(self, name: str) -> Callable[[], Path]:
         """What gives the file of a clip.
@@ -166,9 +170,12 @@ def _card_configs(source: Source) -> dict[str, list[str]]:
     block = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         metadata = yaml.safe_load(block[1]) if block else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source.label}/README.md: its metadata is not valid YAML ({error})") from error
-    return {str(entry["config_name"]): _patterns(entry.get("data_files", [])) for entry in metadata.get("configs", [])}
+        configs = metadata.get("configs", [])
+        return {str(entry["config_name"]): _patterns(entry.get("data_files", [])) for entry in configs}
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{source.label}/README.md: its metadata is not what the Hub's cards have ({error})"
+        ) from error
 
 
 def _patterns(files: Any) -> list[str]:

@@ -25,6 +25,10 @@ TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
 CLIP_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 
+class _NotALine(ValueError):
+    """A line of a table that is not JSON."""
+
+
 @dataclass(frozen=True)
 class StoredAudio:
     """An audio cell of a Parquet table. `load` gives its bytes; it is None where the cell holds a path only, or nothing."""
@@ -196,7 +200,7 @@ def to_number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -220,9 +224,11 @@ def read_text_table(path: Path, label: str) -> list[dict[str, Any]]:
                 for number, line in enumerate(line for line in file if line.strip()):
                     try:
                         rows.append(json.loads(line))
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{label}, row {number}: not a line of JSON ({error})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+                    except (ValueError, RecursionError) as error:
+                        raise _NotALine(f"{label}, row {number}: not a line of JSON ({error})") from error
+    except _NotALine:
+        raise
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{label} cannot be read as {path.suffix[1:].upper()} ({error}): copy it again") from error
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or None in row:

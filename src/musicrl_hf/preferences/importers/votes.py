@@ -51,10 +51,11 @@ def read_votes(path: str | Path) -> list[Vote]:
     prompt_column = next((name for name in ("prompt", "battle_id", "battle_uuid") if name in rows[0]), None)
     votes = []
     for number, row in enumerate(rows):
+        check_columns(row, (f"{prefix}_a", f"{prefix}_b", *([prompt_column] if prompt_column else [])), path, number)
         prompt = str(number) if prompt_column is None else row[prompt_column]
         try:
-            label = (row["preference"] or "").strip().lower()
-            votes.append(Vote(prompt, row[f"{prefix}_a"], row[f"{prefix}_b"], label, row.get("listener") or ""))
+            label = row["preference"].strip().lower()
+            votes.append(Vote(prompt, row[f"{prefix}_a"], row[f"{prefix}_b"], label, str(row.get("listener") or "")))
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     return votes

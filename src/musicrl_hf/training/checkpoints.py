@@ -1,0 +1,313 @@
+"""Checkpoints that are there whole or not at all, the one to resume from, and a stop that leaves one behind.
+
+transformers' Trainer writes a checkpoint file by file into `checkpoint-N`, takes the highest N for the last one whatever it
+holds, and goes on without an optimiser or random state that it does not find. Here a checkpoint is written aside, synced and
+renamed, and one that lacks anything is not resumed from.
+
+What a checkpoint holds beside safetensors and JSON is torch's own: `optimizer.pt`, `scheduler.pt`, `rng_state.pth`. The
+Trainer reads them with `torch.load(weights_only=True)`, an unpickler that builds tensors, numbers and NumPy arrays and calls
+nothing else. They are looked into before that, without being unpickled, and refused where they name anything else.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.serialization import get_unsafe_globals_in_checkpoint
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import TrainOutput
+
+from ..bundled import check_weights
+
+ASIDE = ".saving-"  # what the names of folders begin with that are not finished; swept by the next save
+STOPPED = 128 + signal.SIGTERM  # exit status, as a shell reports a process that SIGTERM ended
+
+
+class WholeCheckpoints:
+    """Mixin for transformers' Trainers, before them: checkpoints appear and vanish in one move each."""
+
+    args: TrainingArguments
+    state: TrainerState
+    accelerator: Any
+    _aside: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As the Trainer's, aside.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are as they were.
+        """
+        folder = Path(self._get_output_dir(trial))
+        made = folder / f"checkpoint-{self.state.global_step}"
+        aside = folder / f"{ASIDE}{made.name}"
+        if self.args.should_save:
+            sweep(folder)
+        self.accelerator.wait_for_everyone()
+        self._aside = aside
+        try:
+            with writing(str(made)):
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                self.accelerator.wait_for_everyone()  # each process has put its random state there
+                if self.args.should_save:
+                    self._name_best(aside / made.name, made)
+                    _sync(aside / made.name)
+                    if made.exists():  # of an earlier run
+                        made.rename(aside / "replaced")
+                    (aside / made.name).rename(made)
+                    _sync_folder(folder)
+        finally:
+            self._aside = None
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+        if self.args.should_save:
+            keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, written: Path, made: Path) -> None:
+        """The Trainer notes where the best checkpoint lies: not aside, where it is about to leave."""
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(made)
+            self.state.save_to_json(str(written / "trainer_state.json"))
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """A full disk, said alike by whichever library met it.
+
+    Raises:
+        OSError: the body could not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the writer of torch.save
+            raise
+        free = shutil.disk_usage(_existing(Path(what))).free
+        raise OSError(
+            f"{what} could not be written ({str(error).strip()}; {free / 2**20:.1f} MiB are free there): make room, then go "
+            "on with --resume_from_checkpoint last from the last whole checkpoint, if one was saved."
+        ) from error
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a run that was killed while saving left aside."""
+    for left in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """The folders `checkpoint-N`, by N."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def keep_newest(folder: Path, limit: int | None, best: str | None = None) -> None:
+    """Remove all checkpoints of a folder but the best and the `limit` that were saved last; None or 0 keeps all.
+
+    The Trainer's own way removes them in place. Cut short, it leaves a folder that was changed last of all, and is then
+    kept as the newest in the place of a whole one.
+    """
+    by_time = sorted(checkpoints_in(folder), key=lambda path: path.stat().st_mtime_ns)
+    for old in by_time[: -limit if limit else 0]:
+        if best is None or old != Path(best):
+            gone = folder / f"{ASIDE}old-{old.name}"
+            old.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Have everything in a folder on the disk, so that a power cut after the rename finds it whole."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    for path in (folder, *folder.rglob("*/")):
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -- resuming --------------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(wanted: str | None, output_dir: str) -> str | None:
+    """The checkpoint folder that `resume_from_checkpoint` names: None, a folder, or "last" for the last whole one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the folder that was named lacks something, or one holds pickled code.
+    """
+    if wanted is None:
+        return None
+    if wanted != "last":
+        if not Path(wanted).is_dir():
+            raise FileNotFoundError(_no_checkpoint(wanted, output_dir, []))
+        check_checkpoint(wanted)
+        return wanted
+    broken: list[str] = []
+    for folder in reversed(checkpoints_in(output_dir)):
+        check_unpickled(folder)
+        try:
+            check_checkpoint(folder)
+        except ValueError as error:
+            broken.append(str(error))
+            continue
+        if broken:
+            print(f"Passed over: {' '.join(broken)} Resuming from {folder}.", file=sys.stderr)
+        return str(folder)
+    raise FileNotFoundError(_no_checkpoint(wanted, output_dir, broken))
+
+
+def _no_checkpoint(wanted: str, output_dir: str, broken: list[str]) -> str:
+    return (
+        f"`resume_from_checkpoint` = {wanted!r}: no checkpoint there (a folder with trainer_state.json; `last` looks in "
+        f"{output_dir}){'; ' * bool(broken)}{' '.join(broken)}; set save_steps in the run that is to be resumed."
+    )
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Refuse a checkpoint that a run could not go on from exactly.
+
+    Raises:
+        ValueError: naming the file that is missing, cut short or holds more than numbers.
+    """
+    folder = Path(folder)
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is no whole checkpoint: trainer_state.json is missing or cut short.") from error
+    check_weights(folder)
+    needed = {
+        "weights": ("*model*.safetensors", "*/*model*.safetensors"),
+        "the optimiser's state": ("optimizer*", "global_step*"),  # the latter are DeepSpeed's
+        "the schedule": ("scheduler.pt", "global_step*"),
+        "the random state": ("rng_state*.pth",),
+    }
+    for what, patterns in needed.items():
+        if not any(path for pattern in patterns for path in folder.glob(pattern)):
+            raise ValueError(f"{folder} is no whole checkpoint: it lacks {what} ({patterns[0]}).")
+    for path in _pickled(folder):
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{folder} is no whole checkpoint: {path.name} is cut short.")
+    check_unpickled(folder)
+
+
+def check_unpickled(folder: str | Path) -> None:
+    """Refuse a checkpoint whose pickled files name anything but tensors, numbers and arrays, without unpickling them.
+
+    Raises:
+        ValueError: naming the file and what it would call, or that it would unpack to more than it is.
+    """
+    for path in _pickled(Path(folder)):
+        if not zipfile.is_zipfile(path):
+            continue  # cut short, or older than torch 1.6: `check_checkpoint` says so
+        try:
+            with zipfile.ZipFile(path) as archive:
+                packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            with safe_globals():
+                named = [] if packed else sorted(get_unsafe_globals_in_checkpoint(path))
+        except (RuntimeError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not what torch.save writes ({error}): give another checkpoint.") from error
+        if packed:
+            raise ValueError(f"{path} holds {packed[0]} compressed, which torch.save never does: it is not opened.")
+        if named:
+            raise ValueError(
+                f"{path} names {', '.join(named[:3])}, which it would call as it is read: it is not opened. Resume only from "
+                "checkpoints of this package's own training."
+            )
+
+
+def _pickled(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------------
+
+
+class StopOnTermination(TrainerCallback):
+    """After a SIGTERM, save a checkpoint at the next step that a run can go on from, and stop.
+
+    A second one ends the process at once, as without this callback.
+
+    Args:
+        every: a run goes on exactly from multiples of so many steps (those that are made on one set of sampled clips).
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.asked = self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While the body runs, SIGTERM asks for the stop; only a main thread can hear it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGTERM)
+
+        def ask(number: int, frame: Any) -> None:
+            self.asked = True
+            signal.signal(signal.SIGTERM, before)
+
+        signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        asked = self.asked
+        if args.world_size > 1:  # one process may have heard it a step before the others
+            heard = torch.tensor(int(asked), device=args.device)
+            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+            asked = bool(heard)
+        if asked and state.global_step % self.every == 0:
+            control.should_save = control.should_training_stop = self.stopped = True
+
+
+def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> TrainOutput:
+    """Train to the end; after a SIGTERM, to the next checkpoint, which is then said, and leave with status 143.
+
+    Args:
+        trainer: with `WholeCheckpoints`.
+        checkpoint: to resume from, as `find_checkpoint` gives it.
+        every: see `StopOnTermination`.
+
+    Raises:
+        OSError: a checkpoint could not be written.
+        SystemExit: on SIGTERM.
+    """
+    stop = StopOnTermination(every)
+    trainer.add_callback(stop)
+    with stop.listening():
+        output = trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.stopped:
+        if trainer.accelerator.is_main_process:
+            made = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+            print(f"Stopped by SIGTERM: go on from {made} with --resume_from_checkpoint last.", file=sys.stderr)
+        raise SystemExit(STOPPED)
+    return output

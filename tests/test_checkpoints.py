@@ -1,0 +1,176 @@
+"""Which checkpoint is resumed from, which is refused, which are kept; a real one at tiny size, and what may befall it."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_generator
+
+from musicrl_hf.training.checkpoints import check_checkpoint, checkpoints_in, find_checkpoint, keep_newest, writing
+from musicrl_hf.training.ppo import MusicPPOTrainer
+from musicrl_hf.training.ppo_config import MusicPPOConfig
+
+
+def loudness(prompts, audio, sampling_rate):
+    return audio.abs().mean((1, 2))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An output folder with checkpoint-1 and checkpoint-2."""
+    folder = tmp_path_factory.mktemp("run")
+    args = MusicPPOConfig(
+        output_dir=str(folder),
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        duration_s=0.1,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+    )
+    MusicPPOTrainer(tiny_generator(), loudness, args, ["slow piano", "fast drums"]).train()
+    return folder
+
+
+@pytest.fixture
+def folder(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+class Canary:
+    """Unpickled by `pickle` itself, it would leave a file."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def test_a_checkpoint_holds_all_that_a_run_goes_on_from(folder):
+    assert {path.name for path in (folder / "checkpoint-2").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "value_head.safetensors"),
+        *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"),
+    }
+    assert find_checkpoint("last", str(folder)) == str(folder / "checkpoint-2")
+    assert find_checkpoint(None, str(folder)) is None
+    assert find_checkpoint(str(folder / "checkpoint-1"), "elsewhere") == str(folder / "checkpoint-1")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [remove, cut])
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"]
+)
+def test_one_that_lacks_something_is_passed_over_and_refused_by_name(name, damage, folder, capsys):
+    damage(folder / "checkpoint-2" / name)
+    assert find_checkpoint("last", str(folder)) == str(folder / "checkpoint-1")
+    said = capsys.readouterr().err
+    assert f"Passed over: {folder}/checkpoint-2" in said
+    with pytest.raises(ValueError, match="checkpoint-2"):
+        find_checkpoint(str(folder / "checkpoint-2"), str(folder))
+    shutil.rmtree(folder / "checkpoint-1")
+    with pytest.raises(FileNotFoundError, match="no checkpoint there.*checkpoint-2"):
+        find_checkpoint("last", str(folder))
+
+
+def test_what_is_not_finished_is_no_checkpoint(folder):
+    (folder / "checkpoint-2").rename(folder / ".saving-checkpoint-2")
+    (folder / "checkpoint-3").write_text("a file")
+    (folder / "checkpoint-best").mkdir()
+    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-1"]
+    assert find_checkpoint("last", str(folder)) == str(folder / "checkpoint-1")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_never_run(name, folder, tmp_path):
+    torch.save({"state": Canary(tmp_path / "run_code")}, folder / "checkpoint-2" / name)
+    for wanted in ("last", str(folder / "checkpoint-2")):
+        with pytest.raises(ValueError, match=rf"{name} names .*mkdir, which it would call") as error:
+            find_checkpoint(wanted, str(folder))
+        assert "not opened" in str(error.value)
+    # torch's reader, which the Trainer calls, does not run it either
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(folder / "checkpoint-2" / name, weights_only=True)
+    assert not (tmp_path / "run_code").exists()
+
+
+def test_a_bare_pickle_in_a_checkpoint_is_refused(folder, tmp_path):
+    (folder / "checkpoint-2" / "optimizer.pt").write_bytes(pickle.dumps(Canary(tmp_path / "run_code")))
+    with pytest.raises(ValueError, match="optimizer.pt is cut short"):
+        check_checkpoint(folder / "checkpoint-2")
+    assert not (tmp_path / "run_code").exists()
+
+
+def test_a_zip_bomb_in_a_checkpoint_is_not_unpacked(folder):
+    path = folder / "checkpoint-2" / "optimizer.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("optimizer/data.pkl", bytes(50_000_000))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="holds optimizer/data.pkl compressed"):
+        find_checkpoint("last", str(folder))
+
+
+def test_pickled_weights_are_not_resumed_from(folder, tmp_path):
+    checkpoint = folder / "checkpoint-2"
+    for path in checkpoint.glob("*.safetensors"):
+        path.unlink()
+    torch.save(Canary(tmp_path / "run_code"), checkpoint / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="is a pickle, which can run code as it loads"):
+        find_checkpoint(str(checkpoint), str(folder))
+    assert not (tmp_path / "run_code").exists()
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    for number in (9, 10, 11, 3):  # the last of a later run
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{number}", (number, number) if number != 3 else (20, 20))
+    (tmp_path / "checkpoint-notes").mkdir()
+    keep_newest(tmp_path, None)
+    assert len(checkpoints_in(tmp_path)) == 4
+    keep_newest(tmp_path, 2, str(tmp_path / "checkpoint-9"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("checkpoint-11", "checkpoint-3", "checkpoint-9", "checkpoint-notes")
+    ]
+
+
+def test_the_best_checkpoint_is_named_where_it_lies(tmp_path):
+    args = MusicPPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        save_strategy="steps",
+        eval_strategy="steps",
+        save_steps=1,
+        eval_steps=1,
+        metric_for_best_model="reward",
+        duration_s=0.1,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+    )
+    trainer = MusicPPOTrainer(tiny_generator(), loudness, args, ["slow piano", "fast drums"], ["sad air"])
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == tmp_path
+    for path in checkpoints_in(tmp_path):
+        state = json.loads((path / "trainer_state.json").read_text())
+        assert Path(state["best_model_checkpoint"]).parent == tmp_path
+
+
+def test_only_what_could_not_be_written_is_called_so(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), writing(str(tmp_path)):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(OSError, match=r"could not be written.*MiB are free"), writing(str(tmp_path / "not" / "there")):
+        raise OSError("No space left on device")
