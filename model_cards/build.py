@@ -17,7 +17,7 @@ from musicrl_hf.records import Record, write_record
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
 STAGES = {  # what was measured for each model, in this order
-    "musicrl-tiny": ["codec", "generator", "judge"],
+    "musicrl-tiny": ["codec", "text_encoder", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
     "musicrl-tiny-quality": ["quality"],
 }
@@ -31,6 +31,7 @@ NOT_MEASURED = (
     "bytes",
     "clips",
     "clips_medians",
+    "clips_scores",
     "first_prompts",
 )
 JUDGED = {  # groups of clips that the judges heard, and what a card calls them
@@ -60,8 +61,8 @@ LIMITS = {
     ],
     "musicrl-tiny-quality": [
         "Its ratings are simulated: a ladder of degradations (recipes/degradations.py: noise, clipping, narrow band, few bits, "
-        "gaps, warped pitch, lost or scrambled codes) with costs that were chosen, not measured. Nobody rated anything. It "
-        "knows that ladder, not taste, and no other fault.",
+        "gaps, warped pitch, lost or scrambled codes), whose costs are ViSQOL's on four clips, and for warped pitch and scrambled "
+        "codes a choice. Nobody rated anything. It knows those faults, not taste; of one that it never heard, crackle, see above.",
     ],
 }
 
@@ -89,11 +90,23 @@ def record(name: str) -> Record:
         license="apache-2.0",
         metrics=measured if len(measured) > 1 else measured[STAGES[name][0]],
         limits=LIMITS[name],
-        clips=last.get("clips", {}),
+        clips=_clips(name),
         command="; ".join(stage["command"] for stage in stages),
         date=last["date"],
         hardware=last["hardware"],
     )
+
+
+def _clips(name: str) -> dict[str, str]:
+    """The generator's clips that come with each model: path and prompt, and where the model scores, what it gave."""
+    heard = _results("judge")
+    scores = heard["clips_scores"].get(name)
+    if scores is None:
+        return heard["clips"]
+    kind = name.removeprefix("musicrl-tiny-")
+    return {
+        path: f"{text} ({kind} {score:.2f})" for (path, text), score in zip(heard["clips"].items(), scores, strict=True)
+    }
 
 
 def _judged(results: dict) -> dict:

@@ -24,12 +24,14 @@ from musicrl_hf.audio import write_audio
 from musicrl_hf.bundled import resolve
 from musicrl_hf.evaluation.metrics import frechet_distance
 from musicrl_hf.generator import MusicRLForConditionalGeneration
+from musicrl_hf.rewards import load_reward
 
 N_PROMPTS, TINY_PROMPTS = 200, 8
 BATCH = 50  # clips sampled at once
 N_WRITTEN = 16  # clips of each group as WAV
 CODED = "real_through_codec"
-CARD_PROMPTS = [  # clips that come with the model's card
+MODELS = {"musicrl-tiny": None, "musicrl-tiny-adherence": "adherence", "musicrl-tiny-quality": "quality"}
+CARD_PROMPTS = [  # clips that come with each model's card
     "a dance tune with a melodic synth line and arpeggio",
     "a nostalgic tune played by an accordion band",
     "a slow air played by a flute",
@@ -132,9 +134,15 @@ def main() -> None:
     results["clips"] = {f"samples/{text.replace(' ', '_').replace(',', '')}.flac": text for text in CARD_PROMPTS}
     results["clips_medians"] = medians(judges.hear(named))
     if args.generator is None:
-        (args.checkpoints / "musicrl-tiny" / "samples").mkdir(exist_ok=True)
-        for name, wave in zip(results["clips"], named, strict=True):
-            write_audio(args.checkpoints / "musicrl-tiny" / name, wave[None], SAMPLING_RATE)
+        results["clips_scores"] = {}
+        for folder_name, kind in MODELS.items():
+            model_folder = args.checkpoints / folder_name
+            (model_folder / "samples").mkdir(exist_ok=True)
+            for name, wave in zip(results["clips"], named, strict=True):
+                write_audio(model_folder / name, wave[None], SAMPLING_RATE)
+            if kind is not None:
+                scores = load_reward(f"{kind}:{model_folder}")(CARD_PROMPTS, named[:, None], SAMPLING_RATE)
+                results["clips_scores"][folder_name] = [round(float(score), 3) for score in scores]
     coded = results["groups"][CODED]
     for found in results["groups"].values():
         found["scale_share_of_real"] = round(found["scale_share"] / results["groups"]["real"]["scale_share"], 3)

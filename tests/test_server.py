@@ -76,6 +76,19 @@ def test_a_name_that_somebody_pointed_here_is_refused(page, host):
         assert "open it at its address, or start it with --hostnames NAME" in answer.text
 
 
+def test_another_site_cannot_act_in_a_listeners_name(page):
+    client, _ = page
+    body = {"session_hash": "s", "component_id": component_of(client), "fn_name": "board", "data": {}}
+
+    def status(origin):
+        headers = {"host": "127.0.0.1:7860", "origin": origin}
+        return client.post("gradio_api/component_server", json=body, headers=headers).status_code
+
+    assert status("http://127.0.0.1:7860") == 200
+    for origin in ("https://evil.example", "http://127.0.0.1:8000", "null", "http://[", ""):
+        assert status(origin) == 403, origin
+
+
 def test_a_page_behind_a_web_server_answers_to_the_names_that_it_is_given(tmp_path, clock):
     store = VoteStore(tmp_path / "store")
     config = uvicorn_config(ListeningService(open_desk(store, clock)), ["music.example.org"])

@@ -115,7 +115,7 @@ def run_align(job: AlignJob) -> Path:
                 duration_s=job.duration_s,
                 max_steps=job.ppo_steps,
                 per_device_train_batch_size=job.ppo_batch_size,
-                learning_rate=1e-4,
+                learning_rate=2e-4,
                 kl_coef=kl_coef,
                 seed=job.seed,
                 logging_steps=4,

@@ -29,6 +29,7 @@ _GRADIO_API = ("theme.css", "component_server")
 _ALLOWED = (*_OWN, *_GRADIO, *(f"/gradio_api/{name}" for name in _GRADIO_API))
 _MOST_CONNECTIONS = 1000
 _FOREIGN = "This page does not answer to this name: open it at its address, or start it with --hostnames NAME.\n"
+_CROSS = "This page takes no requests from other sites: open it at its own address.\n"
 _LONGEST_BODY = 32_768  # bytes; a vote has a few hundred
 _HEADERS = {
     # Gradio builds its components from strings of code; everything else comes from this server or from nowhere.
@@ -123,8 +124,11 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        if scope["type"] == "http" and not self._is_own(Headers(scope=scope).get("host", "")):
+        headers = Headers(scope=scope) if scope["type"] == "http" else {"host": "localhost"}
+        if not self._is_own(headers.get("host", "")):
             return await PlainTextResponse(_FOREIGN, 403)(scope, receive, send)
+        if not self._is_same_site(headers.get("origin"), headers.get("host", "")):
+            return await PlainTextResponse(_CROSS, 403)(scope, receive, send)
         refusal = _refusal(scope)
         if refusal is not None:
             return await Response(status_code=refusal)(scope, receive, send)
@@ -142,6 +146,13 @@ class Gate:
         try:
             name = urlsplit(f"//{host}").hostname or ""
             return name.removesuffix(".") in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def _is_same_site(self, origin: str | None, host: str) -> bool:
+        """Whether a request comes from this page, as browsers say in Origin: another one's could act in a listener's name."""
+        try:
+            return origin is None or urlsplit(origin).netloc == host or urlsplit(origin).hostname in self.names
         except ValueError:
             return False
 
