@@ -244,7 +244,8 @@ def main() -> None:
         state |= {f"audio_encoder.{n}": t for n, t in model.audio_encoder.state_dict().items()}  # may be newer
         model.load_state_dict(state)
         return say(f"{export(model, args.checkpoints / 'musicrl-tiny') / 1e6:.1f} MB written")
-    load_text_encoder(args.work, model.text_encoder, model.enc_to_dec_proj)  # a training that goes on has its own
+    if not (args.work / "generator_training").exists():  # a training that goes on has its own
+        load_text_encoder(args.work, model.text_encoder, model.enc_to_dec_proj)
     progress = train(args, model, Captions(rows, tokenizer), fact_classes(rows))
     results: dict = {name: progress[name] for name in ("step", "frames", "log")}
     results["minutes"] = round(progress["seconds"] / 60, 1)

@@ -28,7 +28,7 @@ from common import (
 )
 from facts import SIZES, fact_classes, fact_losses
 from safetensors.torch import load_file
-from text import MAX_TOKENS, VOCABULARY, load_or_train_tokenizer
+from text import VOCABULARY, load_or_train_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -56,7 +56,8 @@ class Captions:
     @staticmethod
     def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[list[str]]) -> tuple[list[list[int]], int]:
         flat = [text for some in texts for text in some]
-        return tokenizer(flat, truncation=True, max_length=MAX_TOKENS)["input_ids"], len(texts[0])
+        # Without truncation, which a fast tokenizer would keep as a setting and save; no caption is that long.
+        return tokenizer(flat, verbose=False)["input_ids"], len(texts[0])
 
     def draw(self, clips: np.ndarray, rng: np.random.Generator | None, null_share: float = 0.0):
         """(input_ids, attention_mask) [B, P]: a random phrasing of each clip, or the first without `rng`."""
@@ -140,7 +141,7 @@ def train(args, model: TextWithFacts, captions: Captions, facts: Tensor) -> dict
 @torch.no_grad()
 def evaluate(model: TextWithFacts, texts: list[str], tokenizer: PreTrainedTokenizerFast, facts: Tensor) -> dict:
     """Share of texts from whose mean state each fact is told; what a text does not name counts too."""
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
     mask = batch["attention_mask"]
     states = model.projection(model.encoder(batch["input_ids"], attention_mask=mask).last_hidden_state)
     mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
