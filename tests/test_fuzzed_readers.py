@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import tiny_codec_config, tiny_generator
@@ -401,6 +401,7 @@ def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
     )
     @given(strategy)
     def read(data):

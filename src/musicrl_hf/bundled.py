@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -152,16 +152,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def loading(source: str | Path) -> Iterator[None]:
-    """Say where a model comes from whose config and weights make none; transformers raises what comes to hand.
+    """Say where a model comes from whose config, weights and tokenizer make none.
 
     Raises:
         ValueError: naming the source.
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError) as error:
+    except Exception as error:  # which tokenizers raises itself, and transformers whatever a wrong value runs into
+        if type(error) is ValueError or isinstance(error, OSError) and not Path(source).is_dir():
+            raise
         raise ValueError(
-            f"{source} cannot be loaded: its config.json, its weights and its tokenizer make no model of this kind "
+            f"{source} cannot be loaded: its configuration, its weights and what else it holds make no model of this kind "
             f"({type(error).__name__}: {error}). Save or download the model again."
         ) from error
 
