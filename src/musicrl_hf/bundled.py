@@ -7,6 +7,7 @@ ships inside the package is compared with its SHA-256, once a process.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -69,11 +70,11 @@ def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
         _check_released(folder)
         return str(folder)
 
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path = os.path.expanduser(name)  # os.path, which takes a name that can be no path for one that leads nowhere
+    if name and os.path.isdir(path):
         check_weights(path)
-        return str(path)
-    if name and path.is_file():
+        return str(Path(path))
+    if name and os.path.isfile(path):
         raise ValueError(f"`{argument}` = {name!r} is a file: give the folder that holds it, with its config.json.")
     if not is_repo_id(name):
         raise ValueError(

@@ -1,5 +1,6 @@
 """What lies at a place, told before anything is loaded from it or written to it: in a folder, or behind a Hub id."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def find_model(
     """
     name = str(name_or_path)
     source = resolve(name, argument)
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):
         bundled = ", ".join(BUNDLED)
         cached = any(
             isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")

@@ -194,12 +194,12 @@ class RolloutTrainer(FlatTrainer):
             peft_config=peft_config,
         )
         for reward in rewards:
-            move_reward(reward, self.accelerator.device)  # type: ignore[attr-defined]
+            move_reward(reward, self.accelerator.device)
         check_sampled_is_scored(self.generation_config)  # type: ignore[attr-defined]
         if anchor is not None and self.ref_model is None and args.beta != 0:  # type: ignore[has-type]
             # With an adapter TRL takes the model without it; the caller named another anchor.
             anchor.scoring_temperature = args.temperature
-            self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)  # type: ignore[attr-defined]
+            self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)  # type: ignore[misc]
