@@ -64,6 +64,10 @@ def text_of(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def as_text_file(value) -> bytes:
+    return text_of(value).encode("utf-8", "surrogatepass")
+
+
 def as_json_lines(table: list[dict]) -> bytes:
     return "\n".join(json.dumps(row) for row in table).encode("utf-8", "surrogatepass")
 
@@ -367,7 +371,7 @@ def inputs(tmp_path_factory):
         audio_file=(audio_file, edited(*sound) | st.binary(max_size=60), 120),
         json_files=(
             json_files,
-            edited(json.dumps(config).encode()) | odd.map(text_of).map(str.encode) | changed(config),
+            edited(json.dumps(config).encode()) | odd.map(as_text_file) | changed(config),
             50,
         ),
         preference_rows=(preference_rows, st.lists(st.fixed_dictionaries({}, optional=preference), max_size=2), 60),

@@ -109,14 +109,14 @@ def killed_while_saving(moment: int, root: Path, folder: Path) -> None:
     whole_and_tidy(folder)
 
 
-@pytest.mark.parametrize("moment", [1, 9])
+@pytest.mark.parametrize("moment", [9])
 def test_a_run_killed_while_it_saves(moment, root, unbroken, tmp_path):
     killed_while_saving(moment, root, tmp_path / "out")
     assert weights_of(tmp_path / "out") == unbroken("ppo", **SHORT)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(2, 40, 4))
+@pytest.mark.parametrize("moment", range(1, 40, 4))
 def test_a_run_killed_at_any_file_of_a_checkpoint(moment, root, unbroken, tmp_path):
     killed_while_saving(moment, root, tmp_path / "out")
     assert weights_of(tmp_path / "out") == unbroken("ppo", **SHORT)
@@ -167,7 +167,7 @@ def said_in_one_line(log: Path, folder: Path) -> str:
     return line
 
 
-@pytest.mark.parametrize("limit", [150_000, 60_000])  # the optimiser's state is too large, the weights are
+@pytest.mark.parametrize("limit", [230_000, 150_000], ids=["optimiser", "weights"])  # which is the larger file
 def test_a_file_that_cannot_be_written_whole(limit, root, unbroken, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     process = start(job("ppo", folder, **SHORT), root, log, interrupted.run_on_a_full_disk, limit)
