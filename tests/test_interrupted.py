@@ -81,12 +81,15 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(kind, root, unbro
     chance = random.Random(kind)
     folder, log = tmp_path / "out", tmp_path / "log"
     saving = 0
-    for _ in range(KILLS):
+    for number in range(KILLS):
         saved = last_step(folder)
         resume = {"resume_from_checkpoint": "last"} if saved else {}
         process = start(job(kind, folder, **resume), root, log)
         wait_for_step(saved + chance.randint(0, 3), folder, process)
-        time.sleep(chance.uniform(0, 0.15))  # somewhere in the next step, or in its checkpoint
+        if number % 2:  # while the next checkpoint is being saved
+            while not any(folder.glob(f"{ASIDE}checkpoint-*")) and process.is_alive():
+                time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05 if number % 2 else 0.3))
         process.kill()
         assert finish(process) == -signal.SIGKILL, log.read_text()
         saving += any(folder.glob(f"{ASIDE}checkpoint-*"))
