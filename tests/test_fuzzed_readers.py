@@ -397,10 +397,11 @@ def is_ours(error: BaseException) -> bool:
 
 def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
     reader, strategy, share = READERS[name]
+    wanted, tried = max(5, inputs_of_all * share // 1000), 0
 
     @seed(inputs_of_all)
     @settings(
-        max_examples=max(5, inputs_of_all * share // 1000),
+        max_examples=wanted,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -409,6 +410,8 @@ def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
     )
     @given(strategy)
     def read(data):
+        nonlocal tried
+        tried += 1
         here = folder / "here"
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
@@ -421,6 +424,7 @@ def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read()
+    assert tried >= wanted
 
 
 NAMES = """clips_jsonl clips_csv pairs_csv prompts_txt votes_csv votes_json yaml_file audio_file json_files preference_rows
