@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import tiny_codec_config, tiny_generator
@@ -62,6 +62,10 @@ rows = st.lists(st.dictionaries(st.sampled_from(KEYS), odd, max_size=8), max_siz
 
 def text_of(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_text_file(value) -> bytes:
+    return text_of(value).encode("utf-8", "surrogatepass")
 
 
 def as_json_lines(table: list[dict]) -> bytes:
@@ -367,7 +371,7 @@ def inputs(tmp_path_factory):
         audio_file=(audio_file, edited(*sound) | st.binary(max_size=60), 120),
         json_files=(
             json_files,
-            edited(json.dumps(config).encode()) | odd.map(text_of).map(str.encode) | changed(config),
+            edited(json.dumps(config).encode()) | odd.map(as_text_file) | changed(config),
             50,
         ),
         preference_rows=(preference_rows, st.lists(st.fixed_dictionaries({}, optional=preference), max_size=2), 60),
@@ -393,17 +397,21 @@ def is_ours(error: BaseException) -> bool:
 
 def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
     reader, strategy, share = READERS[name]
+    wanted, tried = max(5, inputs_of_all * share // 1000), 0
 
     @seed(inputs_of_all)
     @settings(
-        max_examples=max(5, inputs_of_all * share // 1000),
+        max_examples=wanted,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
     )
     @given(strategy)
     def read(data):
+        nonlocal tried
+        tried += 1
         here = folder / "here"
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
@@ -416,6 +424,7 @@ def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read()
+    assert tried >= wanted
 
 
 NAMES = """clips_jsonl clips_csv pairs_csv prompts_txt votes_csv votes_json yaml_file audio_file json_files preference_rows

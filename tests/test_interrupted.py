@@ -81,12 +81,15 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(kind, root, unbro
     chance = random.Random(kind)
     folder, log = tmp_path / "out", tmp_path / "log"
     saving = 0
-    for _ in range(KILLS):
+    for number in range(KILLS):
         saved = last_step(folder)
         resume = {"resume_from_checkpoint": "last"} if saved else {}
         process = start(job(kind, folder, **resume), root, log)
         wait_for_step(saved + chance.randint(0, 3), folder, process)
-        time.sleep(chance.uniform(0, 0.15))  # somewhere in the next step, or in its checkpoint
+        if number % 2:  # while the next checkpoint is being saved
+            while not any(folder.glob(f"{ASIDE}checkpoint-*")) and process.is_alive():
+                time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05 if number % 2 else 0.3))
         process.kill()
         assert finish(process) == -signal.SIGKILL, log.read_text()
         saving += any(folder.glob(f"{ASIDE}checkpoint-*"))
@@ -109,14 +112,14 @@ def killed_while_saving(moment: int, root: Path, folder: Path) -> None:
     whole_and_tidy(folder)
 
 
-@pytest.mark.parametrize("moment", [1, 9])
+@pytest.mark.parametrize("moment", [9])
 def test_a_run_killed_while_it_saves(moment, root, unbroken, tmp_path):
     killed_while_saving(moment, root, tmp_path / "out")
     assert weights_of(tmp_path / "out") == unbroken("ppo", **SHORT)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(2, 40, 4))
+@pytest.mark.parametrize("moment", range(1, 40, 4))
 def test_a_run_killed_at_any_file_of_a_checkpoint(moment, root, unbroken, tmp_path):
     killed_while_saving(moment, root, tmp_path / "out")
     assert weights_of(tmp_path / "out") == unbroken("ppo", **SHORT)
@@ -167,7 +170,7 @@ def said_in_one_line(log: Path, folder: Path) -> str:
     return line
 
 
-@pytest.mark.parametrize("limit", [150_000, 60_000])  # the optimiser's state is too large, the weights are
+@pytest.mark.parametrize("limit", [230_000, 150_000], ids=["optimiser", "weights"])  # which is the larger file
 def test_a_file_that_cannot_be_written_whole(limit, root, unbroken, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     process = start(job("ppo", folder, **SHORT), root, log, interrupted.run_on_a_full_disk, limit)

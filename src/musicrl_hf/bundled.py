@@ -7,13 +7,14 @@ ships inside the package is compared with its SHA-256, once a process.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -69,11 +70,11 @@ def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
         _check_released(folder)
         return str(folder)
 
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path = os.path.expanduser(name)  # os.path, which takes a name that can be no path for one that leads nowhere
+    if name and os.path.isdir(path):
         check_weights(path)
-        return str(path)
-    if name and path.is_file():
+        return str(Path(path))
+    if name and os.path.isfile(path):
         raise ValueError(f"`{argument}` = {name!r} is a file: give the folder that holds it, with its config.json.")
     if not is_repo_id(name):
         raise ValueError(
@@ -152,16 +153,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def loading(source: str | Path) -> Iterator[None]:
-    """Say where a model comes from whose config and weights make none; transformers raises what comes to hand.
+    """Say where a model comes from whose config, weights and tokenizer make none.
 
     Raises:
         ValueError: naming the source.
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError) as error:
+    except Exception as error:  # which tokenizers raises itself, and transformers whatever a wrong value runs into
+        if type(error) is ValueError or isinstance(error, OSError) and not Path(source).is_dir():
+            raise
         raise ValueError(
-            f"{source} cannot be loaded: its config.json, its weights and its tokenizer make no model of this kind "
+            f"{source} cannot be loaded: its configuration, its weights and what else it holds make no model of this kind "
             f"({type(error).__name__}: {error}). Save or download the model again."
         ) from error
 

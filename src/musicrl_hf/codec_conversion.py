@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
 from .audio import atomic_path
+from .bundled import loading, read_json
 from .places import find_model, unlock_weights
 
 _RENAMES = [
@@ -87,12 +88,15 @@ def convert_encodec_checkpoint(source: str | Path, output_dir: str | Path, confi
             raise ValueError("`config` is missing: name an EncodecConfig JSON file, or a codec of the same shape.")
         is_file = Path(config).is_file()
         if is_file:
-            codec_config = EncodecConfig.from_json_file(config)
+            fields = read_json(config)
+            with loading(config):
+                codec_config = EncodecConfig.from_dict(fields)
         else:
             codec_config = EncodecConfig.from_pretrained(find_model(config, "encodec", "config"))
-    model = EncodecModel(codec_config)
-    # Not strict, so that the message below says which.
-    problem = model.load_state_dict(convert_encodec_state_dict(state), strict=False)
+    with loading(source):
+        model = EncodecModel(codec_config)
+        # Not strict, so that the message below says which.
+        problem = model.load_state_dict(convert_encodec_state_dict(state), strict=False)
     if problem.missing_keys or problem.unexpected_keys:
         raise ValueError(
             f"`source` does not fit `config`: missing {problem.missing_keys[:3]}, unexpected "

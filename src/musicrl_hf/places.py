@@ -119,7 +119,7 @@ def find_model(
     """
     name = str(name_or_path)
     source = resolve(name, argument)
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):
         bundled = ", ".join(BUNDLED)
         cached = any(
             isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")

@@ -6,6 +6,7 @@ Cards are written from them, and so are the records of models made from other mo
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 from .audio import atomic_path
 from .bundled import name_of, read_json
+from .places import base_of_adapter
 
 RECORD_FILE = "result.json"
 IMPORT_FILE = "import.json"
@@ -68,6 +70,14 @@ class Record:
         parts.append(f"{self.seconds:.0f} s" if self.seconds is not None else "")
         told = ", ".join(part for part in parts if part)
         return f"Recorded by: {told}." if told else ""
+
+
+_RECORD_TYPES = {
+    field.name: {"str | None": (str, type(None)), "float | None": (int, float, type(None))}.get(
+        str(field.type), list if str(field.type).startswith("list") else dict
+    )
+    for field in dataclasses.fields(Record)
+}
 
 
 @dataclass
@@ -173,13 +183,16 @@ def read_record(folder: str | Path) -> Record:
     """Read `result.json`; a folder without one gives an empty record. Keys that no card shows are passed over.
 
     Raises:
-        ValueError: the file is not a JSON object.
+        ValueError: the file is not a JSON object, or holds something of another type than the record.
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         return Record()
-    content = read_json(path)
-    return Record(**{key: value for key, value in content.items() if key in Record.__dataclass_fields__})
+    known = {key: value for key, value in read_json(path).items() if key in _RECORD_TYPES}
+    for key, value in known.items():
+        if not isinstance(value, _RECORD_TYPES[key]):
+            raise ValueError(f"{path}: `{key}` is {value!r:.100}: write it as musicrl_hf.records.Record has it.")
+    return Record(**known)
 
 
 def write_record(folder: str | Path, record: Record) -> Path:
@@ -205,7 +218,7 @@ def origin_of(name_or_path: str | Path, _seen: frozenset[str] = frozenset()) -> 
     None where a folder on the way does not say.
     """
     name = name_of(name_or_path)
-    return base_of(name, _seen) if Path(name).is_dir() else name
+    return base_of(name, _seen) if os.path.isdir(name) else name
 
 
 def base_of(folder: str | Path, _seen: frozenset[str] = frozenset()) -> str | None:
@@ -215,7 +228,7 @@ def base_of(folder: str | Path, _seen: frozenset[str] = frozenset()) -> str | No
     if place in _seen:  # a run that wrote over the model it started from
         return None
     if (folder / "adapter_config.json").is_file():
-        above = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        above: str | None = base_of_adapter(folder)
     else:
         above = read_record(folder).base_model
     return None if above is None else origin_of(above, _seen | {place})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..preferences.data_files import reading_parquet
 from ..preferences.listeners import is_simulated
 from ..preferences.schema import SCORE_COLUMNS, Vote
 from .win_rates import (
@@ -72,10 +73,12 @@ def ratings_in(folder: Path) -> list[Rating]:
     """The ratings in a folder of preferences, where its rows have them, of rows that compare two systems."""
     ratings = []
     for path in sorted(folder.glob("data/*.parquet")):
-        if not set(SCORE_COLUMNS) <= set(pq.read_schema(path).names):
-            return []
         columns = ["prompt", "listener", "chosen_model", "rejected_model", *SCORE_COLUMNS]
-        for row in pq.read_table(path, columns=columns).to_pylist():
+        with reading_parquet(path):
+            if not set(SCORE_COLUMNS) <= set(pq.read_schema(path).names):
+                return []
+            rows = pq.read_table(path, columns=columns).to_pylist()
+        for row in rows:
             for model, score in zip((row["chosen_model"], row["rejected_model"]), map(row.get, SCORE_COLUMNS)):
                 if score is not None and row["chosen_model"] != row["rejected_model"]:
                     ratings.append(Rating(row["prompt"], model, score, row["listener"]))

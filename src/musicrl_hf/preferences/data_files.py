@@ -1,4 +1,4 @@
-"""The Parquet files of a data set, here or on the Hub, as `datasets` reads them, and nothing else that it would read."""
+"""The files of a data set, here or on the Hub: Parquet as `datasets` reads it, and nothing else that it would read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,9 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from datasets.packaged_modules.parquet.parquet import Parquet
+
+# what `datasets` and pyarrow raise for a damaged file
+_DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, DatasetsError, pa.ArrowException)
 
 
 def load_split(where: str, split: str) -> Dataset:
@@ -36,19 +39,40 @@ def _read_errors(where: str, split: str) -> Iterator[None]:
             f"preferences {where!r} are neither a folder here nor a data set that the Hub gives "
             f"({type(error).__name__}): check the name, the network and, for a private set, `hf auth login`"
         ) from error
-    except (
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        DatasetsError,
-        pa.ArrowException,
-    ) as error:
+    except _DAMAGE as error:
         if isinstance(error, ValueError) and "split" in str(error):
             raise ValueError(f"preferences {where!r} have no split {split!r}: {error}") from error
-        cause = error.__cause__ or error  # `datasets` says no more than that generating failed
-        raise ValueError(f"preferences {where!r} cannot be read ({type(cause).__name__}: {cause})") from error
+        raise ValueError(f"preferences {where!r} cannot be read ({_cause(error)})") from error
+
+
+def read_text(path: Path, label: str | Path) -> str:
+    """A text file.
+
+    Raises:
+        ValueError: it is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{label} is no text in UTF-8 ({error}): save it as that, or copy it again") from error
+
+
+@contextmanager
+def reading_parquet(label: str | Path) -> Iterator[None]:
+    """What is raised while a Parquet file is read, as one error.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{label} cannot be read as Parquet ({_cause(error)}): copy it again") from error
+
+
+def _cause(error: Exception) -> str:
+    cause = error.__cause__ or error  # `datasets` itself says no more than that generating failed
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _check_data_files(builder: datasets.DatasetBuilder, where: str) -> None:

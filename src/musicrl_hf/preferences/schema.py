@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..audio import MAX_DURATION_S, atomic_path
 from ..places import check_hub, contents_of
 from ..records import IMPORT_FILE, ImportRecord
-from .data_files import load_split, was_downloaded
+from .data_files import load_split, read_text, was_downloaded
 
 LABELS = ("a", "b", "tie", "both_bad")
 DECIDED = ("a", "b")
@@ -218,7 +218,7 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
     ds = load_split(where, split)
     try:
         return validate_preferences(ds)
-    except (pa.ArrowException, UnicodeError) as error:
+    except (pa.ArrowException, UnicodeError) as error:  # found only where the rows are looked at
         raise ValueError(f"preferences {where!r} are damaged ({error}): copy or make them again") from error
 
 
@@ -269,10 +269,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"`prompts`: there is no file {path}; give a text file with one prompt a line.")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`prompts`: {path} is no text in UTF-8 ({error}); save it as that.") from error
+    text = read_text(Path(path), f"`prompts`: {path}")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")

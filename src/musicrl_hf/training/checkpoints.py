@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -230,7 +231,7 @@ def check_unpickled(folder: str | Path) -> None:
                 packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
             with safe_globals():
                 named = [] if packed else sorted(get_unsafe_globals_in_checkpoint(path))
-        except (RuntimeError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"{path} is not what torch.save writes ({error}): give another checkpoint.") from error
         if packed:
             raise ValueError(f"{path} holds {packed[0]} compressed, which torch.save never does: it is not opened.")
@@ -239,6 +240,13 @@ def check_unpickled(folder: str | Path) -> None:
                 f"{path} names {', '.join(named[:3])}, which it would call as it is read: it is not opened. Resume only from "
                 "checkpoints of this package's own training."
             )
+
+
+# what zipfile and torch raise for bytes that they did not write
+_UNREADABLE = (
+    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(UnpicklingError, zipfile.BadZipFile),
+)
 
 
 def _pickled(folder: Path) -> list[Path]:

@@ -78,11 +78,14 @@ class ClipSequences:
         """Codes [K, F] or sound vector [D] of every clip of the rows, by the hash of its bytes."""
         known = self._read_cache()
         fresh: dict[str, Tensor] = {}
-        for row in tqdm(ds, desc="encoding clips", unit="pair", leave=False):
+        for number, row in enumerate(tqdm(ds, desc="encoding clips", unit="pair", leave=False)):
             for side in ("chosen", "rejected"):
                 key = clip_hash(row[side]["bytes"])
                 if key not in known:
-                    known[key] = fresh[key] = self._encode(row[side]["bytes"])
+                    try:
+                        known[key] = fresh[key] = self._encode(row[side]["bytes"])
+                    except ValueError as error:
+                        raise ValueError(f"row {number}: {side}: {error}") from error
             if len(fresh) >= _SHARD_CLIPS:
                 self._write_cache(fresh)
                 fresh = {}

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from ...bundled import is_repo_id
+from ..data_files import read_text
 from ..schema import clip_path
 
 
@@ -166,7 +167,7 @@ def _card_configs(source: Source) -> dict[str, list[str]]:
     """Configuration -> patterns of its files, from the card's metadata."""
     if "README.md" not in source.names:
         return {}
-    text = source.fetch(["README.md"])["README.md"].read_text(encoding="utf-8")
+    text = read_text(source.fetch(["README.md"])["README.md"], f"{source.label}/README.md")
     block = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         metadata = yaml.safe_load(block[1]) if block else {}

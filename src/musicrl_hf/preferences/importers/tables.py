@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ..data_files import reading_parquet
 from .sources import Source, files_of_config
 from .writing import Clip
 
@@ -224,6 +225,8 @@ def read_text_table(path: Path, label: str) -> list[dict[str, Any]]:
                 for number, line in enumerate(line for line in file if line.strip()):
                     try:
                         rows.append(json.loads(line))
+                        if "\\u" in line:
+                            json.dumps(rows[-1], ensure_ascii=False).encode()  # half a character can be escaped only
                     except (ValueError, RecursionError) as error:
                         raise _NotALine(f"{label}, row {number}: not a line of JSON ({error})") from error
     except _NotALine:
@@ -238,10 +241,8 @@ def read_text_table(path: Path, label: str) -> list[dict[str, Any]]:
 
 def _table_columns(path: Path) -> list[str]:
     if path.suffix == ".parquet":
-        try:
+        with reading_parquet(path):
             return pq.read_schema(path).names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} cannot be read as Parquet ({error}): copy it again") from error
     rows = read_text_table(path, str(path))
     return list(rows[0]) if rows else []
 
@@ -257,7 +258,9 @@ def _table_rows(path: Path, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    table = Dataset.from_parquet(str(path)).data  # mapped into memory, so that clips may stay where they are
+    with reading_parquet(name):
+        table = Dataset.from_parquet(str(path)).data  # mapped into memory, so that clips may stay where they are
+        table.validate(full=True)
     columns: dict[str, Sequence[Any]] = {}
     for column in table.column_names:
         values = table.column(column)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ...audio import atomic_path
+from ..data_files import reading_parquet
 from ..schema import Vote, votes_from_preferences
 from .folder import check_columns, read_table
 from .writing import ImportResult, import_result
@@ -68,5 +69,8 @@ def _votes_of_preferences(folder: Path) -> list[Vote]:
             f"folder {folder} holds no data/*.parquet: give a folder of preferences or a CSV of votes"
         )
     columns = ["prompt", "chosen_model", "rejected_model", "preference", "listener"]
-    tables = [pq.read_table(path, columns=columns).replace_schema_metadata(None) for path in files]
-    return votes_from_preferences(Dataset(pa.concat_tables(tables)))
+    with reading_parquet(folder):
+        tables = [pq.read_table(path, columns=columns).replace_schema_metadata(None) for path in files]
+        table = pa.concat_tables(tables)
+        table.validate(full=True)
+    return votes_from_preferences(Dataset(table))
