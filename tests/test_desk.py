@@ -276,9 +276,27 @@ def test_checks_of_attention_come_between_pairs(store, clock):
     assert kinds == ["pair", "pair", "check", "pair", "pair", "check"]
 
 
-def test_a_study_takes_ratings_and_nothing_else(store, clock):
-    desk = open_desk(store, clock, study=True)
+def test_a_study_and_a_collection_keep_their_votes_apart(store, clock):
+    """A study would take the pairs of a collection for heard, and ask for no rating."""
     add_pair(store, "jazz")
+    open_desk(store, clock)
+    open_desk(store, clock, study=True)  # nobody has voted yet
+    desk = open_desk(store, clock)
+    _, listener = join(desk)
+    hear_and_vote(desk, clock, listener)
+    with pytest.raises(ValueError, match="`study` is True, but the store .* holds votes that were no ratings"):
+        open_desk(store, clock, study=True)
+    assert open_desk(store, clock).votes_of(listener) == 1
+
+
+def test_a_study_takes_ratings_and_nothing_else(store, clock):
+    add_pair(store, "jazz")
+    votes = open_desk(store, clock)
+    _, other = join(votes)
+    token = votes.deal(other).token
+    with pytest.raises(Refused, match="one of the four answers"):
+        votes.vote(other, token, Answer.rated(2, 5, 3.0, 3.0))
+    desk = open_desk(store, clock, study=True)
     _, listener = join(desk)
     deal = desk.deal(listener)
     clock.now += 10
@@ -287,11 +305,8 @@ def test_a_study_takes_ratings_and_nothing_else(store, clock):
     assert desk.vote(listener, deal.token, Answer.rated(2, 5, 3.0, 3.0))
     (row,) = votes_in(store)
     assert (row.preference, row.score_a, row.score_b) == ("b", 2, 5)
-    votes = open_desk(store, clock)
-    _, other = join(votes)
-    token = votes.deal(other).token
-    with pytest.raises(Refused, match="one of the four answers"):
-        votes.vote(other, token, Answer.rated(2, 5, 3.0, 3.0))
+    with pytest.raises(ValueError, match="holds votes that were ratings of a study"):
+        open_desk(store, clock)
 
 
 def test_ratings_give_the_preference():

@@ -114,6 +114,8 @@ def test_one_listener_learns_nothing_of_another(store, clock):
 
 
 def test_a_study_says_how_far_a_listener_has_come(store, clock):
+    plain = service_of(store, clock)
+    assert "total" not in plain.answer("next", {"code": joined(plain)})
     service = service_of(store, clock, study=True, raters=1, check_every=2)
     for number in range(5):
         add_pair(store, f"prompt {number}")
@@ -136,8 +138,6 @@ def test_a_study_says_how_far_a_listener_has_come(store, clock):
     assert [step(other) for _ in range(2)] == [(1, 4), (2, 4)]
     assert [step(one) for _ in range(3)] == [(3, 4), (4, 4), None]
     assert [step(other) for _ in range(2)] == [(3, 3), None]
-    plain = service_of(store, clock)
-    assert "total" not in plain.answer("next", {"code": joined(plain)})
 
 
 def test_joins_from_one_address_are_limited_and_addresses_not_kept(store, clock):

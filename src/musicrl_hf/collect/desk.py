@@ -47,11 +47,22 @@ class Desk:
         store: where everything is kept.
         rules: what holds for every listener.
         clock: gives the time in seconds since 1970.
+
+    Raises:
+        ValueError: the store holds votes of a study and the rules are none, or the other way round: their pairs would be
+            taken for pairs that were asked about.
     """
 
     def __init__(self, store: VoteStore, rules: Rules, clock: Callable[[], float] = time.time):
         self.store, self.rules, self.clock = store, rules, clock
         with store.write(exclusive=True) as connection:
+            before = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
+            has_votes = connection.scalar(select(votes.c.deal).limit(1)) is not None
+            if before is not None and has_votes and json.loads(before)["study"] != rules.study:
+                raise ValueError(
+                    f"`study` is {rules.study}, but the store {store.engine.url!r} holds votes that were "
+                    f"{'no ratings' if rules.study else 'ratings of a study'}: give a --store of its own."
+                )
             if connection.scalar(select(consents.c.id).where(consents.c.id == rules.consent_id)) is None:
                 connection.execute(
                     insert(consents).values(id=rules.consent_id, text=rules.consent_text, licence=rules.licence)

@@ -198,7 +198,8 @@ def _publisher(job: CollectJob, store: "VoteStore") -> "Publisher | None":
 def _announce(admin_token: str, address: str) -> None:
     print(f"Listening page: {address}", flush=True)
     print(
-        f'Export, for you alone: curl -H "Authorization: Bearer {admin_token}" -o votes.zip {address}export', flush=True
+        f'Export, for you alone: curl --fail -H "Authorization: Bearer {admin_token}" -o votes.zip {address}export',
+        flush=True,
     )
 
 

@@ -145,13 +145,13 @@ def run_power(job: PowerJob) -> None:
     rows = power_table(job)
     print(
         f"To tell a win rate from a coin with probability {job.power:g}, at 95 % confidence; ties come on top.\n"
-        f"{'win rate':>10}{'pairs, one listener each':>27}{f'pairs, {job.listeners} listeners each':>27}{'votes':>9}"
+        f"{'win rate':>10}{'pairs, heard once':>27}{f'pairs, heard by {job.listeners}':>27}{'votes':>9}"
     )
     for row in rows:
         print(f"{row['win_rate']:>10.0%}{row['comparisons']:>27,}{row['prompts']:>27,}{row['votes']:>9,}")
     print(
-        f"By an exact binomial test; by simulated studies of listeners who agree on {job.agreement:.0%} of equal pairs. "
-        "Nobody listened."
+        f"First by an exact binomial test, then by simulated studies of listeners who agree on {job.agreement:.0%} of equal pairs, "
+        "with a bootstrap over prompts: two tests, which differ a little where one listener hears each pair. Nobody listened."
     )
 
 
@@ -167,6 +167,8 @@ def power_table(job: PowerJob) -> list[dict[str, Any]]:
 
 def _check(win_rate: float, power: float) -> None:
     if not 0 < win_rate < 1 or win_rate == 0.5:
-        raise ValueError(f"`win_rate` must lie in (0, 1) and differ from 0.5, which is a coin's, got {win_rate!r}.")
+        raise ValueError(
+            f"`win_rate` must lie in (0, 1), so 0.6 and not 60, and differ from 0.5, which is a coin's; got {win_rate!r}."
+        )
     if not 0 < power < 1:
         raise ValueError(f"`power` must lie in (0, 1), got {power!r}.")
