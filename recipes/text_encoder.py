@@ -3,9 +3,9 @@
     python recipes/text_encoder.py --work build/tiny --threads 1 --minutes 8
 
 From the states of each id of a caption, all of the clip's facts are to be told. Trained by the codes alone, the encoder learns
-what is worth most to them, instruments and accompaniments, and lets the rest go: after an hour of that, neither key nor
-beats a minute could be told from its states any more, and no weight of these losses brought the key back within ten
-minutes; from random weights it takes one.
+what is worth most to them, instruments and accompaniments, and lets the rest go: after an hour of that, the key could hardly
+be told from its states. These losses did not bring it back, neither beside the codes in ten minutes nor alone in 300 steps, in
+which an encoder learns it from random weights (README.md).
 """
 
 import math
