@@ -113,6 +113,7 @@ def arrange(
     too_many = len(notes) > MAX_NOTES_PER_S * CLIP_S
     if too_many or len(notes) < MIN_NOTES or notes[-1][1] < CLIP_S - MAX_LAST_GAP_S or notes[0][0] > 1:
         return None
+    first_bar = tune["pickup"] * seconds_per_quarter
     printed = tune["printed_mood"] if rng.random() < 0.5 else ""
     row = {
         "instrument": instrument,
@@ -127,8 +128,9 @@ def arrange(
         "mood_source": "printed" if printed else "rule",
         "title": tune["title"],
         "book": tune["book"],
+        "first_bar_s": round(first_bar, 4),
+        "beats_in_bar": max(1, round(bar_quarters / beat)),
     }
-    first_bar = tune["pickup"] * seconds_per_quarter
     n_beats = max(2, round(bar_quarters / beat)) if beat != 0.5 else 2
     triads = harmony(notes, tonic, tune["mode"], first_bar, bar_s)
     backed = accompaniment(backing, triads, first_bar, bar_s, n_beats)

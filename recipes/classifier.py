@@ -47,11 +47,18 @@ class Classifier(nn.Module):
         bands = self.filters @ power
         return bands / bands.mean((1, 2), keepdim=True).clamp(min=1e-10)
 
+    def levels(self, spectra: Tensor) -> Tensor:
+        """What the convolutions are given [B, MELS, frames]: tens of decibels around the clip's mean."""
+        level = 10 * torch.log10(spectra + 10 ** (FLOOR_DB / 10))
+        return (level - level.mean((1, 2), keepdim=True)) / 10
+
     def embed(self, spectra: Tensor) -> Tensor:
         """Embedding [B, EMBEDDING] of `spectra` [B, MELS, frames]: mean and maximum over time, then one layer."""
-        level = 10 * torch.log10(spectra + 10 ** (FLOOR_DB / 10))
-        level = (level - level.mean((1, 2), keepdim=True)) / 10
-        seen = self.body(level[:, None]).flatten(1, 2)
+        return self.pool(self.body(self.levels(spectra)[:, None]))
+
+    def pool(self, seen: Tensor) -> Tensor:
+        """Embedding [B, EMBEDDING] of what the last convolution gives [B, channels, bands, frames]."""
+        seen = seen.flatten(1, 2)
         return self.project(torch.cat([seen.mean(2), seen.amax(2)], 1))
 
     def forward(self, spectra: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ gives codebooks. Three stages, by share of the time:
 1. quantised: all of it learns, the codebooks by exponential averages (quantiser.py);
 2. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 5 of the recipe can begin
    beside it, and more minutes for the decoder later leave the generator valid;
-3. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first.
+3. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first,
+   and with an ear (ear.py).
 
 What it leaves out: EnCodec's entropy coder and its own strides (8 5 4 2), which from random weights do not leave silence in
 this time on a CPU.
@@ -31,6 +32,7 @@ from common import (
     FRAME_RATE,
     N_CODEBOOKS,
     SAMPLING_RATE,
+    TINY_MINUTES,
     load_clips,
     load_training_state,
     random_crops,
@@ -42,6 +44,8 @@ from common import (
     to_float,
     write_json,
 )
+from ear import MINUTES as EAR_MINUTES
+from ear import Ear, load_or_train_ear
 from elu import use_fast_elu
 from encodec import EncodecModel as EncodecPackageModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
@@ -69,6 +73,7 @@ COMMITMENT = 0.25
 LOG_MEL_WEIGHT = (0.1, 0.4)  # at the start, at the end: first the notes, then the timbre
 DISCRIMINATOR_FILTERS, DISCRIMINATOR_RATE = 8, 3e-4
 DISCRIMINATOR_ALONE, ADVERSARIAL_SHARE = 400, 0.5  # steps; share of the reconstruction's gradient
+EAR_SHARE = 1.0  # likewise
 SAVE_EVERY_S = 120
 MEASURED_CLIPS = 60
 INSTRUMENT_CLIPS = 288  # each instrument with each accompaniment and tempo once
@@ -157,7 +162,7 @@ def adversarial_step(
     return adversarial_loss(fake, real_features, fake_features)
 
 
-def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
+def train(args, model: EncodecPackageModel, clips: np.ndarray, ear: Ear) -> dict:
     """Train until `args.minutes` are spent, over all restarts."""
     parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE[0], betas=(0.8, 0.95), weight_decay=1e-4)
@@ -190,7 +195,8 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray) -> dict:
             adversarial = adversarial_step(discriminator, opponent, wave, output)
             # The discriminator learns alone at first: an untrained one only adds noise to the decoder's gradient.
             is_alone = progress["steps"][stage] < DISCRIMINATOR_ALONE
-            balanced_backward(output, loss, adversarial, 0.0 if is_alone else ADVERSARIAL_SHARE)
+            shares = [(adversarial, 0.0 if is_alone else ADVERSARIAL_SHARE), (ear.distance(wave, output), EAR_SHARE)]
+            balanced_backward(output, loss, shares)
         else:
             loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -279,10 +285,11 @@ def main() -> None:
     folder, finished = args.work / "codec", args.work / "codec_finished.json"
     if finished.exists() and not args.force:
         return say(f"{finished} is there")
-    clips, _ = load_clips(args.work, "train")
+    clips, rows = load_clips(args.work, "train")
     model = build()
     model.train()
-    progress = train(args, model, clips)
+    ear = load_or_train_ear(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
+    progress = train(args, model, clips, ear)
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])

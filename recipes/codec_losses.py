@@ -76,15 +76,18 @@ def adversarial_loss(
     return doubt + torch.stack(distances).mean()
 
 
-def balanced_backward(output: Tensor, reconstruction: Tensor, adversarial: Tensor, share: float) -> None:
-    """Backpropagate both losses through `output`, the second at `share` times the gradient's length of the first.
+def balanced_backward(output: Tensor, reconstruction: Tensor, others: list[tuple[Tensor, float]]) -> None:
+    """Backpropagate losses through `output`, each of `others` at its share of the first one's gradient's length.
 
-    A fixed weight would not do: the adversary's gradient grows and shrinks as it learns. This is the idea of EnCodec's
+    Fixed weights would not do: the adversary's gradient grows and shrinks as it learns. This is the idea of EnCodec's
     balancer, without its running averages.
     """
     first = torch.autograd.grad(reconstruction, output, retain_graph=True)[0]
-    second = torch.autograd.grad(adversarial, output, retain_graph=True)[0]
-    output.backward(first + share * second * first.norm() / second.norm().clamp(min=1e-12))
+    total = first
+    for loss, share in others:
+        gradient = torch.autograd.grad(loss, output, retain_graph=True)[0]
+        total = total + share * gradient * first.norm() / gradient.norm().clamp(min=1e-12)
+    output.backward(total)
 
 
 def freeze(module: nn.Module, frozen: bool) -> None:

@@ -30,6 +30,8 @@ from common import (
 )
 from facts import SIZES, FactHeads, fact_classes
 from safetensors.torch import load_file
+from score import SIZES as SCORE_SIZES
+from score import ScoreHeads, load_or_write_scores
 from text import load_or_train_tokenizer
 from text_encoder import WIDTH, Captions, load_text_encoder, text_config
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ CROP_S = 5  # seconds that the published model plays by default, and that are ev
 # Openings are where the words tell most; whole clips are there so that later positions are known too.
 BATCHES = ((32, 62, 1.0), (8, 250, 0.5), (16, 125, 1.0), (8, 250, 0.5), (32, 62, 1.0), (8, 250, 0.5), (4, 500, 0.5))
 FACTS_WEIGHT, FACTS_BEHIND = 0.2, 1  # how much the mean of the fact heads' losses counts; behind which layer they read
+SCORE_WEIGHT, SCORE_BEHIND = 0.2, 2  # likewise for melody, place in the beat, and beat of the bar
 NULL_TEXT = 0.1  # of the prompts are left out
 LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 200
 EMBEDDING_SPREAD, HEAD_SPREAD = 0.35, 0.05  # four embeddings are added to positions of spread .7
@@ -110,12 +113,16 @@ def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tup
     return torch.stack(losses, 1)
 
 
-def draw_codes(codes: Tensor, step: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
-    """Clip indices [B] and crops of their codes [B, K, F]."""
+def draw_codes(
+    codes: Tensor, scores: np.ndarray, step: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Clip indices [B], crops of their codes [B, K, F] and of their scores [B, 3, F]."""
     size, frames, from_start = BATCHES[step % len(BATCHES)]
     clips = rng.integers(len(codes), size=size)
     starts = rng.integers(codes.shape[-1] - frames + 1, size=size) * (rng.random(size) >= from_start)
-    return clips, torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)]).long()
+    crops = torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)])
+    score = np.stack([scores[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)])
+    return clips, crops.long(), torch.from_numpy(score).long()
 
 
 def train(args, model: MusicRLForConditionalGeneration, captions: Captions, facts: Tensor) -> dict:
@@ -126,13 +133,16 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
     progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0, "frames": 0, "log": []}
     decoder = model.decoder.model.decoder
     heads = FactHeads(decoder.layers[FACTS_BEHIND], model.enc_to_dec_proj, decoder.config.hidden_size)
-    heads_optimizer = torch.optim.AdamW(heads.parameters(), lr=LEARNING_RATE)
+    score_heads = ScoreHeads(decoder.layers[SCORE_BEHIND], decoder.config.hidden_size)
+    all_heads = nn.ModuleList([heads, score_heads])
+    heads_optimizer = torch.optim.AdamW(all_heads.parameters(), lr=LEARNING_RATE)
     heads_folder = folder.with_name("generator_training_heads")
-    load_training_state(heads_folder, heads, heads_optimizer)
+    load_training_state(heads_folder, all_heads, heads_optimizer)
     if progress["step"]:
         say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
     rng = np.random.default_rng(args.seed + progress["step"])
     codes = load_file(args.work / "codes_train.safetensors")["codes"]
+    scores = load_or_write_scores(args.work, "train", len(codes), args.seed, args.tiny)
     model.train()
     model.audio_encoder.eval()
     began, spent_before, saved_at, told_at, recent = time.time(), progress["seconds"], time.time(), time.time(), []
@@ -140,18 +150,20 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
         done = progress["seconds"] / (60 * args.minutes)
         warm = min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        clips, crops = draw_codes(codes, progress["step"], rng)
+        clips, crops, score = draw_codes(codes, scores, progress["step"], rng)
         with torch.autocast("cpu", torch.bfloat16):
             text = captions.draw(clips, rng, NULL_TEXT)
             losses = code_losses(model, crops, text)
             told = heads.losses(facts[clips], text[1])
+            played = score_heads.losses(score)
         optimizer.zero_grad()
         heads_optimizer.zero_grad()
-        (losses.mean() + FACTS_WEIGHT * sum(some.mean() for some in told.values())).backward()
+        of_facts = FACTS_WEIGHT * sum(some.mean() for some in told.values())
+        (losses.mean() + of_facts + SCORE_WEIGHT * played.mean()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         heads_optimizer.step()
-        recent = [*recent[-199:], torch.cat([losses.mean(0), *told.values()]).tolist()]
+        recent = [*recent[-199:], torch.cat([losses.mean(0), played, *told.values()]).tolist()]
         progress["step"] += 1
         progress["frames"] += crops.shape[0] * crops.shape[-1]
         progress["seconds"] = spent_before + time.time() - began
@@ -162,17 +174,19 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
             nats = float(mean[:N_CODEBOOKS].mean())
             progress["log"].append([progress["step"], round(minutes, 1), round(nats, 4)])
             by_codebook = " ".join(f"{value:.2f}" for value in mean[:N_CODEBOOKS])
-            nats_of_facts = zip(SIZES, *mean[N_CODEBOOKS:].reshape(len(told), -1), strict=True)
+            of_score = mean[N_CODEBOOKS : N_CODEBOOKS + len(SCORE_SIZES)]
+            by_part = ", ".join(f"{name} {value:.2f}" for name, value in zip(SCORE_SIZES, of_score, strict=True))
+            nats_of_facts = zip(SIZES, *mean[N_CODEBOOKS + len(SCORE_SIZES) :].reshape(len(told), -1), strict=True)
             by_fact = ", ".join(f"{name} {heard:.2f} {read:.2f}" for name, heard, read in nats_of_facts)
             speed = progress["frames"] / progress["seconds"]
             say(
                 f"generator {minutes:.1f} of {args.minutes} min, step {progress['step']}, loss {nats:.3f} "
-                f"({by_codebook}) nats; facts, by decoder and text: {by_fact}; {speed:.0f} frames/s"
+                f"({by_codebook}) nats; score: {by_part}; facts, by decoder and text: {by_fact}; {speed:.0f} frames/s"
             )
         if time.time() - saved_at > SAVE_EVERY_S:
             saved_at = time.time()
             save_training_state(folder, model, optimizer, progress)
-            save_training_state(heads_folder, heads, heads_optimizer, {})
+            save_training_state(heads_folder, all_heads, heads_optimizer, {})
             codes = load_file(args.work / "codes_train.safetensors")["codes"]  # stage 5 may still be adding to it
     save_training_state(folder, model, optimizer, progress)
     return progress

@@ -57,19 +57,20 @@ def all_spectra(model: Classifier, clips: np.ndarray, size: int = 32) -> Tensor:
     return torch.cat([(10 * torch.log10(part + 1e-10)).half() for part in parts])
 
 
-def train(args, model: Classifier, clips: np.ndarray, rows: list[dict]) -> dict:
-    """Train on 5 s crops until `args.minutes` are spent, over all restarts."""
+def train_classifier(
+    folder: Path, model: Classifier, clips: np.ndarray, rows: list[dict], minutes: float, seed: int
+) -> dict:
+    """Train on 5 s crops until `minutes` are spent, over all restarts; `folder` keeps the state."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    folder = args.work / "judges_training"
     progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0}
     spectra, truth = all_spectra(model, clips), truths(rows)
     frames = JUDGED_S * SAMPLING_RATE // HOP
-    rng = np.random.default_rng([args.seed, progress["step"]])
+    rng = np.random.default_rng([seed, progress["step"]])
     criterion = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
     began, spent_before, saved_at, told_at, recent = time.time(), progress["seconds"], time.time(), time.time(), []
-    while progress["seconds"] < 60 * args.minutes:
+    while progress["seconds"] < 60 * minutes:
         model.train()
-        done = progress["seconds"] / (60 * args.minutes)
+        done = progress["seconds"] / (60 * minutes)
         warm = min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * done))
         chosen = rng.integers(len(spectra), size=BATCH)
@@ -84,8 +85,8 @@ def train(args, model: Classifier, clips: np.ndarray, rows: list[dict]) -> dict:
         progress = {"step": progress["step"] + 1, "seconds": spent_before + time.time() - began}
         if time.time() - told_at > 30:
             told_at = time.time()
-            minutes = progress["seconds"] / 60
-            say(f"judges {minutes:.1f} of {args.minutes} min, step {progress['step']}, loss {np.mean(recent):.3f}")
+            spent = progress["seconds"] / 60
+            say(f"{folder.name} {spent:.1f} of {minutes:g} min, step {progress['step']}, loss {np.mean(recent):.3f}")
         if time.time() - saved_at > SAVE_EVERY_S:
             saved_at = time.time()
             save_training_state(folder, model, optimizer, progress)
@@ -201,7 +202,7 @@ def main() -> None:
         return say(f"{finished} is there")
     clips, rows = load_clips(args.work, "judges")
     model = Classifier()
-    progress = train(args, model, clips, rows)
+    progress = train_classifier(args.work / "judges_training", model, clips, rows, args.minutes, args.seed)
     judges = Judges(model.eval(), learn_keys(clips, rows))
     judges.save(args.work)
     results: dict = {"step": progress["step"], "minutes": round(progress["seconds"] / 60, 1)}

@@ -18,13 +18,39 @@ def recipe(monkeypatch):
     return importlib.import_module
 
 
-def test_the_second_loss_has_its_share_of_the_gradient_whatever_its_size(recipe):
-    """Of 3 * a and 1000 * b: lengths 3 and 1000 before; 3 and .5 * 3 after."""
+def test_further_losses_have_their_share_of_the_gradient_whatever_their_size(recipe):
+    """Of 3 a, 1000 b and .01 c: lengths 3, 1000 and .01 before; 3, .5 * 3 and 2 * 3 after."""
     losses = recipe("codec_losses")
-    source = torch.zeros(2, requires_grad=True)
+    source = torch.zeros(3, requires_grad=True)
     output = source * 1.0
-    losses.balanced_backward(output, 3 * output[0], 1000 * output[1], share=0.5)
-    assert source.grad.tolist() == pytest.approx([3.0, 1.5])
+    losses.balanced_backward(output, 3 * output[0], [(1000 * output[1], 0.5), (0.01 * output[2], 2.0)])
+    assert source.grad.tolist() == pytest.approx([3.0, 1.5, 6.0])
+
+
+def test_the_ear_hears_no_difference_where_there_is_none_and_learns_nothing_itself(recipe):
+    """A muffled clip is further from the original than the clip a little louder: loudness is not heard."""
+    ear_module, classifier = recipe("ear"), recipe("classifier")
+    torch.manual_seed(0)
+    ear = ear_module.Ear(classifier.Classifier())
+    wave = 0.1 * torch.randn(2, 6400)
+    muffled = torch.nn.functional.avg_pool1d(wave, 5, 1, 2).requires_grad_(True)
+    assert ear.distance(wave, wave).item() == pytest.approx(0, abs=1e-6)
+    far, near = ear.distance(wave, muffled), ear.distance(wave, 1.1 * wave)
+    assert far > 10 * near
+    far.backward()
+    assert muffled.grad.abs().sum() > 0
+    assert all(p.grad is None for p in ear.parameters())
+
+
+def test_the_ear_is_trained_once_from_other_weights_than_the_judges(recipe, tmp_path):
+    ear_module, captions = recipe("ear"), recipe("captions")
+    rng = np.random.default_rng(0)
+    clips = rng.integers(-3000, 3000, (4, 96_000), dtype=np.int16)
+    rows = [{"instrument": name, "backing": "none"} for name in list(captions.INSTRUMENTS)[:4]]
+    first = ear_module.load_or_train_ear(tmp_path, clips, rows, seed=0, minutes=0.01)
+    again = ear_module.load_or_train_ear(tmp_path, clips[:0], [], seed=0)
+    wave = torch.randn(1, 6400)
+    assert torch.equal(first.features(wave)[1], again.features(wave)[1])
 
 
 def test_hinge_losses_by_hand(recipe):

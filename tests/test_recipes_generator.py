@@ -31,6 +31,37 @@ def test_codes_that_sound_alike_start_alike(monkeypatch):
             assert ratio.std() < 1e-4 * ratio.mean()
 
 
+def test_the_score_of_a_waltz_frame_by_frame(monkeypatch):
+    """60 beats a minute, 3 in a bar, an upbeat of one beat; C5 from 1 to 2 s, else rests. Frames last 20 ms."""
+    monkeypatch.syspath_prepend(RECIPES)
+    score = importlib.import_module("score")
+    row = {"bpm": 60.0, "first_bar_s": 1.0, "beats_in_bar": 3}
+    melody, phase, beat = score.score_frames(row, [(0, False, [(1.0, 2.0, 72, 100)])])
+    assert len(melody) == 500
+    assert set(melody[:50]) | set(melody[100:]) == {0}
+    assert set(melody[50:100]) == {72 - score.LOWEST + 1}
+    assert beat[::50].tolist() == [2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert phase[::50].tolist() == [0] * 10
+    assert phase[75] == score.PHASES // 2
+
+
+def test_step_f_is_asked_for_the_frame_that_it_predicts_first(monkeypatch):
+    """States that spell the classes of a score: no loss where they stand, some where they stand a step later."""
+    monkeypatch.syspath_prepend(RECIPES)
+    score = importlib.import_module("score")
+    layer, width = torch.nn.Identity(), sum(score.SIZES.values())
+    heads = score.ScoreHeads(layer, width)
+    torch.nn.init.eye_(heads.head.weight)
+    torch.nn.init.zeros_(heads.head.bias)
+    classes = torch.stack([torch.randint(size, (2, 20)) for size in score.SIZES.values()], 1)
+    hot = [torch.nn.functional.one_hot(classes[:, i], size) for i, size in enumerate(score.SIZES.values())]
+    states = 100.0 * torch.cat(hot, -1)
+    layer(torch.cat([states, torch.zeros(2, 3, width)], 1))  # as many steps more as the codebooks lag
+    assert heads.losses(classes).max() < 1e-3
+    layer(torch.cat([torch.zeros(2, 1, width), states], 1))
+    assert heads.losses(classes).min() > 1
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_what_is_published(monkeypatch, tmp_path):
     """What go_on.py leaves in a work folder scores codes as the bundled generator does, before the first step."""
