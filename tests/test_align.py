@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from transformers import MusicgenForConditionalGeneration
 
 from musicrl_hf.align import RECIPES, AlignJob, recipe_file, run_align
 from musicrl_hf.config import load_config
+from musicrl_hf.preferences import load_preferences
 
 
 def loudness(prompts, audio, sampling_rate):
@@ -66,6 +68,47 @@ def test_the_loop_end_to_end(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 6
 
 
+def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
+    """Adapters on adapters, a reward on the generator, and a second round: 32 pairs more, voted on between clips of ru."""
+    torch.manual_seed(0)
+    tiny_generator().save_pretrained(tmp_path / "model")
+    words = ("slow", "fast", "happy", "sad", "loud", "soft", "pop", "rock")
+    (tmp_path / "prompts.txt").write_text("".join(f"{word} air\n" for word in words))
+    (tmp_path / "heldout.txt").write_text("piano reel\nflute reel\n")
+    job = AlignJob(
+        output_dir=str(tmp_path / "out"),
+        model=str(tmp_path / "model"),
+        adherence="test_align:loudness",
+        quality="test_align:smoothness",
+        prompts=str(tmp_path / "prompts.txt"),
+        eval_prompts=str(tmp_path / "heldout.txt"),
+        heldout_prompts=2,
+        duration_s=0.5,
+        listeners=3,
+        panel=6,
+        pairs_per_prompt=4,
+        reward_backbone="generator",
+        reward_steps=1,
+        ppo_steps=1,
+        ppo_batch_size=2,
+        lora_r=2,
+        rounds=2,
+    )
+    out = run_align(job)
+    votes, more, both = (load_preferences(out / name) for name in ("votes", "votes2", "votes_all"))
+    assert (len(votes), len(more), len(both)) == (32, 32, 64)
+    assert set(votes["chosen_model"]) == {"base"}
+    assert set(more["chosen_model"]) == {"ru"}
+    assert not set(votes["chosen_seed"]) & set(more["chosen_seed"])
+    result = json.loads((out / "evaluation" / "results.json").read_text())
+    assert result["models"] == ["base", "r", "u", "ru", "ru2"]
+    assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
+    under = {name: json.loads((out / name / "adapter_config.json").read_text()) for name in ("r", "u", "ru", "ru2")}
+    assert {name: Path(config["base_model_name_or_path"]).name for name, config in under.items()} == {
+        "r": "model", "u": "model", "ru": "r", "ru2": "ru",
+    }  # fmt: skip
+
+
 def test_prompts_on_both_sides_are_refused(tmp_path):
     (tmp_path / "prompts.txt").write_text("slow air\nfast air\n")
     with pytest.raises(ValueError, match="`eval_prompts` holds '(fast|slow) air', which `prompts` holds too"):
@@ -79,7 +122,7 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("field", "value"), [("panel", 0), ("ppo_steps", 0), ("duration_s", 31.0)])
+@pytest.mark.parametrize(("field", "value"), [("panel", 0), ("ppo_steps", 0), ("duration_s", 31.0), ("rounds", 3)])
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .*got {value}"):
         AlignJob(output_dir="out", **{field: value})

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import concatenate_datasets
+
 from .audio import MAX_DURATION_S, atomic_path
 from .devices import find_device
 from .generator import load_generator
@@ -47,9 +49,18 @@ class AlignJob:
         12, "other simulated listeners, whose votes nothing is trained on, for the comparison (at least 6)"
     )
     pairs_per_prompt: int = _option(2, "pairs that are voted on for each prompt")
+    reward_backbone: str = _option(
+        "clap", "what the preference reward reads: clap or generator, as `musicrl reward` has it"
+    )
     reward_steps: int = _option(100, "optimiser steps of the preference reward")
-    ppo_steps: int = _option(20, "optimiser steps of each of the three PPO runs")
+    ppo_steps: int = _option(20, "optimiser steps of each PPO run")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
+    learning_rate: float = _option(2e-4, "of the PPO runs")
+    lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
+    # The costs of a nat follow the rewards' spread: about .07 for adherence and quality, .4 for the preference reward.
+    kl_coef: float = _option(0.002, "reward lost a nat of KL to the model, on adherence and quality")
+    preference_kl_coef: float = _option(0.01, "the same on the preference reward")
+    rounds: int = _option(1, "2 collects again, from `ru`, and tunes it on what was learned from both rounds' votes")
     seed: int = _option(0, "of everything")
 
     def __post_init__(self) -> None:
@@ -60,6 +71,12 @@ class AlignJob:
         for name in ("reward_steps", "ppo_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1 optimiser step, got {getattr(self, name)!r}.")
+        if self.rounds not in (1, 2):
+            raise ValueError(
+                f"`rounds` must be 1 or 2, got {self.rounds!r}; a third one starts from the second's `ru2`."
+            )
+        if self.reward_backbone not in ("clap", "generator"):
+            raise ValueError(f"`reward_backbone` must be 'clap' or 'generator', got {self.reward_backbone!r}.")
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
 
@@ -82,7 +99,8 @@ def run_align(job: AlignJob) -> Path:
     """Run the loop and print its table.
 
     Systems, named as in MusicRL: `base`; `r`, PPO on adherence and quality; `u`, PPO on the preference reward that was
-    learned from the votes; `ru`, the same, starting from `r` and anchored to it.
+    learned from the votes; `ru`, the same, starting from `r` and anchored to it. With two rounds `ru2`: `ru` is voted on
+    as well, the reward learned anew from all votes, and `ru` tuned on it, anchored to itself.
 
     Returns:
         The folder: votes/, preference/, r/, u/, ru/, evaluation/ (page, clips, JSON) and result.json.
@@ -90,10 +108,6 @@ def run_align(job: AlignJob) -> Path:
     Raises:
         ValueError: a setting out of range, an unknown model or reward, an empty prompt file.
     """
-    from .evaluation.report import EvaluateJob, run_evaluate
-    from .training.ppo import PPOJob, run_ppo
-    from .training.reward import RewardJob, run_reward
-
     out = Path(job.output_dir)
     check_output(out, "a whole loop of `musicrl align`")
     find_model(job.model, "musicgen", "model")
@@ -101,78 +115,138 @@ def run_align(job: AlignJob) -> Path:
         find_reward(spec)
     out.mkdir(parents=True, exist_ok=True)
     prompts, heldout = _write_prompts(job, out)
-    stages = _Stages(out, total=6)
-    preference = f"preference:{out / 'preference'}"
-
-    def tune(name: str, start: str, reward: list[str], kl_coef: float) -> None:
-        run_ppo(
-            PPOJob(
-                model=start,
-                ref_model=start,
-                reward=reward,
-                output_dir=str(out / name),
-                prompts=str(prompts),
-                duration_s=job.duration_s,
-                max_steps=job.ppo_steps,
-                per_device_train_batch_size=job.ppo_batch_size,
-                learning_rate=2e-4,
-                kl_coef=kl_coef,
-                seed=job.seed,
-                logging_steps=4,
-            )
-        )
-
+    stages = _Stages(out, total=6 if job.rounds == 1 else 9)
+    r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
     stages.run(
-        "votes", "simulated listeners choose between two clips of the generator", lambda: _collect(job, out, prompts)
+        "votes",
+        "simulated listeners choose between two clips of the generator",
+        lambda: _collect(job, job.model, "base", out / "votes", prompts),
     )
-    stages.run(
-        "preference",
-        "learn a reward from the votes",
-        lambda: run_reward(
-            RewardJob(
-                preferences=str(out / "votes"),
-                output_dir=str(out / "preference"),
-                backbone="clap",
-                model=job.preference_clap,
-                head_dropout=0.5,
-                weight_decay=1.0,
-                learning_rate=3e-4,
-                max_steps=job.reward_steps,
-                test_share=0.15,
-                seed=job.seed,
-            )
-        ),
-    )
-    # The costs of a nat follow the rewards' spread: about .07 for adherence and quality, .4 for the preference reward.
-    adherence_and_quality = [f"0.5*{job.adherence}", f"0.5*{job.quality}"]
-    stages.run("r", "PPO on adherence and quality", lambda: tune("r", job.model, adherence_and_quality, 0.002))
-    stages.run("u", "PPO on the learned preference reward", lambda: tune("u", job.model, [preference], 0.01))
+    stages.run("preference", "learn a reward from the votes", lambda: _learn(job, out / "votes", out / "preference"))
+    stages.run("r", "PPO on adherence and quality", lambda: _tune(job, "r", job.model, prompts))
+    stages.run("u", "PPO on the learned preference reward", lambda: _tune(job, "u", job.model, prompts, preference))
     stages.run(
         "ru",
         "PPO on the learned preference reward, from r and anchored to r",
-        lambda: tune("ru", str(out / "r"), [preference], 0.01),
+        lambda: _tune(job, "ru", r, prompts, preference),
     )
+    systems, newest = ["r", "u", "ru"], preference
+    if job.rounds == 2:
+        newest = f"preference:{out / 'preference2'}"
+        stages.run(
+            "votes2",
+            "the same listeners choose between two clips of ru",
+            lambda: _collect(job, ru, "ru", out / "votes2", prompts, number=2),
+        )
+        stages.run(
+            "preference2",
+            "learn a reward from all votes",
+            lambda: _learn(job, _together(out, "votes", "votes2"), out / "preference2"),
+        )
+        stages.run("ru2", "PPO on that, from ru and anchored to ru", lambda: _tune(job, "ru2", ru, prompts, newest))
+        systems.append("ru2")
     stages.run(
         "evaluation",
-        "other simulated listeners compare the four generators blind, on prompts kept out",
-        lambda: run_evaluate(
-            EvaluateJob(
-                models=[f"base={job.model}", *(f"{name}={out / name}" for name in ("r", "u", "ru"))],
-                prompts=str(heldout),
-                out=str(out / "evaluation"),
-                listeners=job.panel,
-                rewards=[job.adherence, job.quality, preference],
-                duration_s=job.duration_s,
-                batch_size=32,
-                seed=job.seed + 1,
-            )
-        ),
+        f"other simulated listeners compare the {len(systems) + 1} generators blind, on prompts kept out",
+        lambda: _compare(job, systems, heldout, [preference, *([newest] if newest != preference else [])]),
     )
     table = summary_table(json.loads((out / "evaluation" / "results.json").read_text()))
     with atomic_path(out / "table.txt") as temporary:
         temporary.write_text(table + "\n")
     print(f"\n{table}\n\nHear the clips and see the whole comparison: {out / 'evaluation' / 'index.html'}")
     return out
+
+
+def _collect(job: AlignJob, model: str, name: str, out: Path, prompts: Path, number: int = 1) -> None:
+    """Pairs of one generator, and the listeners' choices, in round `number`."""
+    from .preferences.listeners import simulated_listeners
+    from .preferences.pairs import sample_pairs
+    from .training.ppo import read_prompts
+
+    sample_pairs(
+        load_generator(model, device=find_device()),
+        read_prompts(prompts),
+        out,
+        listeners=simulated_listeners(job.listeners, seed=job.seed),
+        name=name,
+        duration_s=job.duration_s,
+        pairs_per_prompt=job.pairs_per_prompt,
+        batch_size=64,
+        seed=job.seed + 1_000_000 * (number - 1),  # each batch takes the next two: no clip of a round is in another
+    )
+
+
+def _together(out: Path, *names: str) -> Path:
+    """All rounds' votes as one set of preferences, votes_all/."""
+    from .preferences.schema import load_preferences, save_preferences
+
+    folder = out / "votes_all"
+    if not folder.exists():
+        save_preferences(concatenate_datasets([load_preferences(out / name) for name in names]), folder)
+    return folder
+
+
+def _learn(job: AlignJob, votes: Path, out: Path) -> None:
+    """A preference reward from votes."""
+    from .training.reward import RewardJob, run_reward
+
+    on_clap = {"model": job.preference_clap, "head_dropout": 0.5, "weight_decay": 1.0, "learning_rate": 3e-4}
+    on_generator = {"model": job.model, "weight_decay": 0.1, "learning_rate": 2e-4, "warmup_steps": 20}
+    settings = on_clap if job.reward_backbone == "clap" else on_generator
+    run_reward(
+        RewardJob(
+            preferences=str(votes),
+            output_dir=str(out),
+            backbone=job.reward_backbone,
+            max_steps=job.reward_steps,
+            test_share=0.15,
+            seed=job.seed,
+            **settings,
+        )
+    )
+
+
+def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str | None = None) -> None:
+    """PPO from a generator and anchored to it: on a preference reward, or on adherence and quality."""
+    from .training.ppo import PPOJob, run_ppo
+
+    run_ppo(
+        PPOJob(
+            model=start,
+            ref_model=start,
+            reward=[preference] if preference else [f"0.5*{job.adherence}", f"0.5*{job.quality}"],
+            output_dir=str(Path(job.output_dir) / name),
+            prompts=str(prompts),
+            duration_s=job.duration_s,
+            max_steps=job.ppo_steps,
+            per_device_train_batch_size=job.ppo_batch_size,
+            learning_rate=job.learning_rate,
+            lora_r=job.lora_r,
+            lora_alpha=2 * job.lora_r,
+            kl_coef=job.preference_kl_coef if preference else job.kl_coef,
+            seed=job.seed,
+            logging_steps=4,
+        )
+    )
+
+
+def _compare(job: AlignJob, systems: list[str], heldout: Path, preferences: list[str]) -> None:
+    """The blind comparison of the base and the tuned systems, and every reward's opinion."""
+    from .evaluation.report import EvaluateJob, run_evaluate
+
+    out = Path(job.output_dir)
+    run_evaluate(
+        EvaluateJob(
+            models=[f"base={job.model}", *(f"{name}={out / name}" for name in systems)],
+            prompts=str(heldout),
+            out=str(out / "evaluation"),
+            listeners=job.panel,
+            rewards=[job.adherence, job.quality, *preferences],
+            duration_s=job.duration_s,
+            batch_size=32,
+            seed=job.seed + 1,
+        )
+    )
 
 
 def summary_table(result: dict[str, Any]) -> str:
@@ -255,21 +329,3 @@ def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:
         with atomic_path(out / name) as temporary:
             temporary.write_text("\n".join(lines) + "\n")
     return out / "prompts.txt", out / "heldout_prompts.txt"
-
-
-def _collect(job: AlignJob, out: Path, prompts: Path) -> None:
-    from .preferences.listeners import simulated_listeners
-    from .preferences.pairs import sample_pairs
-    from .training.ppo import read_prompts
-
-    sample_pairs(
-        load_generator(job.model, device=find_device()),
-        read_prompts(prompts),
-        out / "votes",
-        listeners=simulated_listeners(job.listeners, seed=job.seed),
-        name="base",
-        duration_s=job.duration_s,
-        pairs_per_prompt=job.pairs_per_prompt,
-        batch_size=64,
-        seed=job.seed,
-    )
