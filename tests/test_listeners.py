@@ -8,7 +8,7 @@ import torch
 from test_metrics import CHROMATIC, MAJOR, NOISE, melody
 from tiny import tiny_generator
 
-from musicrl_hf.audio import read_audio
+from musicrl_hf.audio import match_loudness, read_audio
 from musicrl_hf.preferences.codes import ClipEncoder
 from musicrl_hf.preferences.listeners import (
     BRIGHT_WORDS,
@@ -17,15 +17,21 @@ from musicrl_hf.preferences.listeners import (
     FAST_WORDS,
     FEATURES,
     LISTENER_VERSION,
+    PANEL_SEED,
+    PANEL_SIZE,
     SLOW_WORDS,
+    TASTES,
     TIE_WIDTH,
     agreement,
     asked_for,
     clip_features,
+    other_taste,
+    panel_taste,
     simulated_listeners,
 )
 from musicrl_hf.preferences.pairs import sample_pairs
 from musicrl_hf.preferences.schema import load_preferences
+from musicrl_hf.rewards import load_reward
 
 RATE = 16000
 CLIPPED = (4 * MAJOR).clamp(-1, 1)
@@ -106,6 +112,32 @@ def test_listeners_differ_and_stay_themselves():
     assert LISTENER_VERSION.startswith("simulated")
     with pytest.raises(ValueError, match="count is 0"):
         simulated_listeners(0)
+
+
+def test_another_taste_is_another_population_and_says_so():
+    usual, other = simulated_listeners(200), simulated_listeners(200, taste="other")
+    assert all(name.startswith(LISTENER_VERSION + "-other-") for name in (listener.name for listener in other))
+    assert not any("other" in listener.name for listener in usual)
+    middle = {taste: torch.tensor([one.weights for one in people]).median(0).values for taste, people in
+              (("usual", usual), ("other", other))}  # fmt: skip
+    for taste, weights in TASTES.items():
+        assert middle[taste].tolist() == pytest.approx(weights, abs=0.1)
+    with pytest.raises(ValueError, match="taste is 'odd': it must be one of usual, other"):
+        simulated_listeners(1, taste="odd")
+
+
+def test_a_panel_is_asked_as_a_reward_and_hears_no_loudness():
+    """The mean of its listeners' likings; half as loud is as good, and noise is worse than a scale."""
+    clips = torch.stack([MAJOR, NOISE])
+    prompts = ["a tune"] * 2
+    for panel, taste in ((panel_taste, "usual"), (other_taste, "other")):
+        liked = panel(prompts, clips, 16_000)
+        assert liked[0] > liked[1]
+        torch.testing.assert_close(panel(prompts, 0.5 * clips, 16_000), liked, atol=1e-3, rtol=0)
+        heard = clip_features(prompts, torch.stack([match_loudness(clip, 16_000) for clip in clips]), 16_000)
+        people = simulated_listeners(PANEL_SIZE, PANEL_SEED, taste)
+        torch.testing.assert_close(liked, sum(one.utility(heard) for one in people) / PANEL_SIZE)
+    assert load_reward("musicrl_hf.preferences.listeners:panel_taste") is panel_taste
 
 
 def test_listeners_agree_more_than_chance_and_less_than_always():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import descriptors
+from ..audio import match_loudness
 
 LISTENER_VERSION = "simulated-2"
 """Changes whenever a vote could come out differently; written to every row as `listener`."""
@@ -42,6 +43,10 @@ _CLIPPING_SPREAD = 0.005
 # Mean weight in the population and how far listeners differ. Only variety may be disliked.
 _WEIGHTS = (0.9, 0.8, 0.6, 0.3, 0.7, 0.7, 0.8, 0.6)
 _WEIGHT_SPREAD = 0.5
+# Another mix, for a panel whose taste nothing was tuned on: rather a beat and change than consonance, and less to the letter.
+_OTHER_WEIGHTS = (0.4, 0.5, 1.0, 0.8, 0.4, 0.4, 0.8, 0.9)
+TASTES = {"usual": _WEIGHTS, "other": _OTHER_WEIGHTS}
+PANEL_SIZE, PANEL_SEED = 12, 9001  # of the panels that are asked as a reward would be
 # In units of utility, so that two of them agree on about .75 of the pairs that both decided, as people do on public pairs, and
 # call a fifth ties, as in the paper's study: .73 and .21 on 700 pairs of 3 s from the bundled generator, for its 128 prompts.
 CHOICE_NOISE = 0.45  # scale of the logistic noise between two clips
@@ -122,18 +127,48 @@ def is_simulated(listener: str) -> bool:
     return listener.startswith(SIMULATED)
 
 
-def simulated_listeners(count: int, seed: int = 0) -> list[SimulatedListener]:
-    """A population of `count` simulated listeners; the first ones of a larger population are the same."""
+def simulated_listeners(count: int, seed: int = 0, taste: str = "usual") -> list[SimulatedListener]:
+    """A population of `count` simulated listeners; the first ones of a larger population are the same.
+
+    Args:
+        taste: which of `TASTES` they differ around.
+
+    Raises:
+        ValueError: for no listeners, or an unknown taste.
+    """
     if count < 1:
         raise ValueError(f"count is {count}: a population has at least one listener")
+    if taste not in TASTES:
+        raise ValueError(f"taste is {taste!r}: it must be one of {', '.join(TASTES)}")
+    prefix = LISTENER_VERSION if taste == "usual" else f"{LISTENER_VERSION}-{taste}"
     listeners = []
     for number in range(count):
         spread = np.random.default_rng([seed, number]).standard_normal(len(FEATURES)) * _WEIGHT_SPREAD
-        weights = [mean * math.exp(float(z)) for mean, z in zip(_WEIGHTS, spread, strict=True)]
+        weights = [mean * math.exp(float(z)) for mean, z in zip(TASTES[taste], spread, strict=True)]
         variety = FEATURES.index("variety")
-        weights[variety] = _WEIGHTS[variety] + float(spread[variety])
-        listeners.append(SimulatedListener(f"{LISTENER_VERSION}-{seed}-{number}", tuple(weights)))
+        weights[variety] = TASTES[taste][variety] + float(spread[variety])
+        listeners.append(SimulatedListener(f"{prefix}-{seed}-{number}", tuple(weights)))
     return listeners
+
+
+def panel_taste(prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor:
+    """Mean liking [B] of a held-out panel, without noise, at equal loudness: to be watched in training, not trained on.
+
+    In the form of a reward, so that `musicrl_hf.preferences.listeners:panel_taste` names it wherever a reward is named.
+    """
+    return _panel(prompts, audio, sampling_rate, "usual")
+
+
+def other_taste(prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor:
+    """`panel_taste` of a panel with the other mix of tastes."""
+    return _panel(prompts, audio, sampling_rate, "other")
+
+
+def _panel(prompts: Sequence[str], audio: Tensor, sampling_rate: int, taste: str) -> Tensor:
+    matched = torch.stack([match_loudness(clip, sampling_rate) for clip in audio.detach().float().cpu()])
+    features = clip_features(prompts, matched, sampling_rate)
+    panel = simulated_listeners(PANEL_SIZE, PANEL_SEED, taste)
+    return torch.stack([listener.utility(features) for listener in panel]).mean(0)
 
 
 def clip_features(prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor:
