@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: align test lint types tiny clean
+.PHONY: align test lint types tiny paper clean
 
 # One resolve in a fresh environment: torch and torchaudio must come from the same build.
 $(STAMP): pyproject.toml
@@ -33,6 +33,13 @@ tiny: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r recipes/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r recipes/requirements-alone.txt
 	$(BIN)/python recipes/run.py --work build/tiny
+
+# The tables of MusicRL's paper on the bundled models, with simulated listeners; hours. Leaves results/.
+paper: $(STAMP)
+	$(BIN)/python recipes/paper/run.py --work build/paper
+	$(BIN)/python recipes/paper/gather.py --work build/paper
+	$(BIN)/python -m pip install --quiet "matplotlib>=3.8"
+	$(BIN)/python recipes/paper/tables.py
 
 clean:
 	rm -rf $(VENV) build out runs

@@ -1,0 +1,234 @@
+"""Everything the runs found, in one file: results/paper.json, from which README, cards and plots are made.
+
+    python recipes/paper/gather.py --work build/paper
+
+Votes and ratings of all seeds are pooled; intervals come from prompts drawn anew, and say nothing of other training seeds, so
+each pooled figure has the seeds' own beside it. All listeners are simulated.
+"""
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from plan import OTHER, PANEL
+
+from musicrl_hf import load_generator
+from musicrl_hf.audio import atomic_path
+from musicrl_hf.evaluation.win_rates import (
+    Rating,
+    as_json,
+    mean_opinion_scores,
+    wilcoxon_signed_rank,
+    win_rate,
+)
+from musicrl_hf.preferences.importers import read_votes
+from musicrl_hf.preferences.listeners import LISTENER_VERSION
+from musicrl_hf.preferences.schema import read_prompts
+from musicrl_hf.training.losses import exact_kl
+
+OUT = Path(__file__).resolve().parents[2] / "results" / "paper.json"
+PAIRS = (
+    ("r", "base"),
+    ("u", "base"),
+    ("u", "r"),
+    ("ru", "base"),
+    ("ru", "u"),
+    ("ru", "r"),
+    ("ru2", "base"),
+    ("ru2", "ru"),
+)
+PAPER = {  # Cideron et al. 2024, section 5.2: win rates in %, wins / (wins + losses), and mean opinion scores
+    "win_rates": {"r-base": 83, "u-base": 74, "u-r": 53.7, "ru-base": 87, "ru-u": 62, "ru-r": 66},
+    "mos": {"base": 3.07, "r": 3.54, "u": 3.54, "ru": 3.82},
+}
+KL_PROMPTS, KL_SEED = 48, 5
+
+
+def seeds_of(work: Path) -> dict[int, Path]:
+    """The finished align runs, by seed."""
+    found = {
+        int(path.parents[1].name.removeprefix("seed_")): path.parent
+        for path in work.glob("seed_*/evaluation/results.json")
+    }
+    if not found:
+        raise SystemExit(f"{work} has no finished run: python recipes/paper/run.py --work {work}")
+    return dict(sorted(found.items()))
+
+
+def ratings_of(folder: Path) -> Iterator[Rating]:
+    with open(folder / "ratings.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield Rating(row["prompt"], row["model"], float(row["score"]), row["listener"])
+
+
+def compared(folders: dict[int, Path]) -> dict[str, Any]:
+    """Win rates, opinion scores and every reward's mean over the seeds."""
+    votes = {seed: read_votes(folder / "votes.csv") for seed, folder in folders.items()}
+    ratings = {seed: list(ratings_of(folder)) for seed, folder in folders.items()}
+    all_votes, all_ratings = (
+        [v for some in votes.values() for v in some],
+        [r for some in ratings.values() for r in some],
+    )
+    rows = []
+    for a, b in PAIRS:
+        having = [seed for seed, some in votes.items() if any({v.model_a, v.model_b} == {a, b} for v in some)]
+        if not having:
+            continue
+        pooled = as_json(win_rate(all_votes, a, b))
+        rows.append(
+            {"a": pooled.pop("model"), "b": pooled.pop("against"), **pooled, "seeds": having}
+            | {"by_seed": [as_json(win_rate(votes[seed], a, b))["win_rate"] for seed in having]}
+            | {"wilcoxon_p": wilcoxon_signed_rank(all_ratings, a, b)[0], "paper": PAPER["win_rates"].get(f"{a}-{b}")}
+        )
+    mos = []
+    for score in mean_opinion_scores(all_ratings):
+        by_seed = [
+            fmean(r.score for r in some if r.model == score.model)
+            for some in ratings.values()
+            if any(r.model == score.model for r in some)
+        ]
+        mos.append(as_json(score) | {"by_seed": by_seed, "paper": PAPER["mos"].get(score.model)})
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders.values()]
+    systems = {
+        name: _mean_of([_system(result, name) for result in results if name in result["models"]])
+        for name in results[0]["models"]
+    }
+    return {"win_rates": rows, "mos": mos, "systems": systems}
+
+
+def _system(result: dict[str, Any], name: str) -> dict[str, float]:
+    """Each reward's mean, diversity, and distinct n-grams of one system in one evaluation."""
+    found = {
+        _short(label): next(row["mean"] for row in table["means"] if row["model"] == name)
+        for label, table in result["rewards"].items()
+    }
+    metrics = result["metrics"][name]
+    return (
+        found
+        | {key: metrics[key]["mean"] for key in ("timbre_distance_db", "harmony_distance")}
+        | {"distinct_ngrams": metrics["distinct_ngrams"]}
+    )
+
+
+def _short(label: str) -> str:
+    return {PANEL: "panel_taste", OTHER: "other_taste"}.get(label, label.replace("preference:", "").replace(":", "_"))
+
+
+def _mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: fmean(row[key] for row in rows) for key in rows[0] if all(key in row for row in rows)}
+
+
+@torch.no_grad()
+def divergence(name: str, base: str, prompts: list[str], duration_s: float) -> float:
+    """KL(tuned || base), exact in each step, nats a clip: the mean over a clip for each prompt that the tuned one samples."""
+    tuned, anchor = load_generator(name), load_generator(base)
+    ids, mask = tuned.text_inputs(prompts)
+    codes = tuned.sample_codes(
+        ids, mask, tuned.frames_for(duration_s), generator=torch.Generator().manual_seed(KL_SEED)
+    )
+    ours, theirs = (model.score_codes(codes, ids, mask, 1.0) for model in (tuned, anchor))
+    return float(exact_kl(ours.logits, theirs.logits, ours.mask).sum(1).mean())
+
+
+def run_record(work: Path, name: str) -> dict[str, Any]:
+    path = work / "runs" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def methods_table(work: Path) -> list[dict[str, Any]]:
+    """One row a method: win rate against the base, rewards, KL, diversity, seconds, peak memory."""
+    folder = work / "methods" / "evaluation"
+    if not (folder / "results.json").exists():
+        return []
+    result, votes = json.loads((folder / "results.json").read_text()), read_votes(folder / "votes.csv")
+    prompts = read_prompts(work / "seed_0" / "heldout_prompts.txt")[:KL_PROMPTS]
+    scores, rows = {row["model"]: row["mean"] for row in result["mos"]}, []
+    for name in result["models"]:
+        row: dict[str, Any] = {"method": name, "mean_rating": scores[name], **_system(result, name)}
+        if name != "base":
+            rate = as_json(win_rate(votes, name, "base"))
+            row |= {key: rate[key] for key in ("win_rate", "low", "high", "wins", "ties", "losses")}
+            tuned = work / "methods" / name
+            if tuned.is_dir():
+                row["kl"] = divergence(str(tuned), "musicrl-tiny", prompts, result["settings"]["duration_s"])
+            elif name.startswith("best_of_"):  # exact for best-of-N: log N - (N - 1) / N
+                n = int(name.rpartition("_")[2])
+                row["kl"] = math.log(n) - (n - 1) / n
+            row |= {key: value for key, value in run_record(work, name).items() if key != "command"}
+        rows.append(row)
+    return rows
+
+
+def rewards_table(work: Path) -> dict[str, Any]:
+    """Held-out accuracy of each preference reward, by seed and by ablation."""
+    found: dict[str, Any] = {"by_seed": {}, "ablations": {}}
+    for path in sorted(work.glob("seed_*/preference*/result.json")):
+        name = f"{path.parents[1].name.removeprefix('seed_')}{path.parent.name.removeprefix('preference') and ' second round'}"
+        found["by_seed"][name] = _reward(path)
+    for path in sorted(work.glob("rewards/*/result.json")):
+        found["ablations"][path.parent.name] = _reward(path)
+    return found
+
+
+def _reward(path: Path) -> dict[str, Any]:
+    metrics = json.loads(path.read_text())["metrics"]
+    return {key: metrics[key] for key in metrics if key not in ("rows", "train_loss")}
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The evaluations of a long run: step, KL, the trained reward and every watched one."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keep = ("eval_reward", "eval_kl", "eval_entropy")
+    rows = []
+    for line in lines:
+        if "eval_kl" in line:
+            row = {"step": line["step"], **{key.removeprefix("eval_"): line[key] for key in keep if key in line}}
+            watched = {key: value for key, value in line.items() if key.startswith(("eval_watch/", "eval_reward/"))}
+            rows.append(row | {_short(key.partition("/")[2]): value for key, value in watched.items()})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/paper"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    folders = seeds_of(args.work)
+    judged = args.work / "judged.json"
+    found = {
+        "listeners": LISTENER_VERSION,
+        "seeds": list(folders),
+        **compared(folders),
+        "methods": methods_table(args.work),
+        "rewards": rewards_table(args.work),
+        "curves": {
+            name: curve(args.work / "curves" / name)
+            for name in ("one", "ensemble")
+            if (args.work / "curves" / name / "result.json").exists()
+        },
+        "judged": json.loads(judged.read_text()) if judged.exists() else {},
+        "runs": {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "runs").glob("*.json"))},
+        "paper": PAPER,
+    }
+    args.out.parent.mkdir(exist_ok=True)
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(_rounded(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    print(f"{args.out}: {', '.join(name for name, value in found.items() if value)}")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What the recipe's judges, by which nothing was trained or tuned, say of each system: instrument, tempo, key, faults.
+
+    python recipes/paper/judged.py --work build/paper --recipe_work build/tiny
+
+`--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the recipe's stages, which are scripts
+import numpy as np
+import torch
+from common import SAMPLING_RATE, load_clips, say, to_float, write_json
+from judge import choose_prompts, figures, sample
+from judges import JUDGED_S, Judges
+
+from musicrl_hf import load_generator
+
+SYSTEMS = ("base", "r", "u", "ru", "ru2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/paper"))
+    parser.add_argument("--recipe_work", type=Path, default=Path("build/tiny"))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="those of the align runs that there are"
+    )
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    judges = Judges.load(args.recipe_work)
+    clips, rows = load_clips(args.recipe_work, "test")
+    order, half = np.random.default_rng(0), len(rows) // 2  # as recipes/judge.py chooses them
+    chosen = order.permutation(half)[: args.prompts]
+    others = half + order.permutation(half)[: args.prompts]
+    rows, prompts = [rows[i] for i in chosen], choose_prompts([rows[i] for i in chosen])
+    reference = judges.hear(to_float(clips[others, : JUDGED_S * SAMPLING_RATE]))["embedding"]
+    found: dict = {"prompts": len(prompts), "guidance_scale": 1.0, "seconds": JUDGED_S, "seeds": {}}
+    base = None
+    for seed in args.seeds:
+        folder = args.work / f"seed_{seed}"
+        found["seeds"][seed] = {}
+        for name in SYSTEMS:
+            if name != "base" and not (folder / name).is_dir():
+                continue
+            if name == "base" and base is not None:
+                found["seeds"][seed][name] = base
+                continue
+            say(f"seed {seed}, {name}")
+            model = load_generator("musicrl-tiny" if name == "base" else str(folder / name))
+            audio = sample(model, prompts, guidance=1.0, seed=seed)
+            found["seeds"][seed][name] = figures(judges.hear(audio), rows, prompts, reference)
+            if name == "base":
+                base = found["seeds"][seed][name]
+    write_json(args.work / "judged.json", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What the paper's tables are made of here: one command a run, as anybody would type it, and the folder it leaves.
+
+A setting that is the same for several runs stands in musicrl_hf/align_recipes/paper.yaml or in `Sizes`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PANEL = "musicrl_hf.preferences.listeners:panel_taste"  # held-out simulated listeners, of the same mix of tastes
+OTHER = "musicrl_hf.preferences.listeners:other_taste"  # of another mix
+ENSEMBLE = 3  # rewards from other seeds
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; `TINY` only shows that it runs."""
+
+    align: tuple[str, ...] = ()  # what is said to `musicrl align` beside its recipe
+    ppo_steps: int = 40  # of each method, and so its budget of clips
+    batch: int = 64  # clips a step
+    duration_s: float = 3.0
+    pairs_labelled: int = 8  # a prompt and round, of the iterated DPO
+    dpo_steps: int = 150
+    reward_steps: int = 400
+    long_steps: int = 160  # of the runs that are to go too far
+    eval_every: int = 8  # steps
+    heldout_clips: int = 2  # a prompt
+
+
+TINY = Sizes(
+    align=(
+        *("--pairs_per_prompt", "2", "--heldout_prompts", "4", "--reward_steps", "4", "--ppo_steps", "2"),
+        *("--ppo_batch_size", "4", "--duration_s", "1"),
+    ),
+    ppo_steps=2,
+    batch=4,
+    duration_s=1.0,
+    pairs_labelled=1,
+    dpo_steps=2,
+    reward_steps=4,
+    long_steps=4,
+    eval_every=2,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command of `musicrl`.
+
+    Attributes:
+        name: of the run, by which its time and memory are recorded.
+        command: words behind `musicrl`.
+        folder: what it leaves; it is skipped where that was left before.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+
+
+def aligned(work: Path, seed: int, sizes: Sizes) -> Run:
+    """The whole loop: base, R, U, RU, and a second round."""
+    folder = work / f"seed_{seed}"
+    words = ("align", "--recipe", "paper", "--output_dir", str(folder), "--seed", str(seed), *sizes.align)
+    return Run(f"align_{seed}", words, folder / "evaluation")
+
+
+def methods(work: Path, sizes: Sizes) -> list[Run]:
+    """The same reward and the same number of sampled clips for every way to tune on it, then one comparison."""
+    seed, out = work / "seed_0", work / "methods"
+    reward = f"preference:{seed / 'preference'}"
+    shared = ("--model", "musicrl-tiny", "--lora_r", "16", "--lora_alpha", "32", "--logging_steps", "4", "--seed", "0")
+    online = (
+        *("--prompts", str(seed / "prompts.txt"), "--reward", reward, "--duration_s", f"{sizes.duration_s:g}"),
+        *("--max_steps", str(sizes.ppo_steps), "--per_device_train_batch_size", str(sizes.batch)),
+    )
+
+    def run(name: str, command: str, *words: str) -> Run:
+        return Run(name, (command, *shared, *words, "--output_dir", str(out / name)), out / name / "result.json")
+
+    runs = [
+        run("ppo", "ppo", *online, "--learning_rate", "1e-3", "--kl_coef", "0.01"),
+        run("reinforce", "ppo", *online, "--objective", "paper", "--learning_rate", "1e-3", "--kl_mix", "0.01"),
+        run("rloo", "rloo", *online, "--num_generations", "4", "--learning_rate", "1e-3", "--beta", "0.01"),
+        run("grpo", "grpo", *online, "--num_generations", "4", "--learning_rate", "1e-3", "--beta", "0.001"),
+        run(
+            "dpo",
+            "dpo",
+            *("--preferences", str(seed / "votes"), "--max_steps", str(sizes.dpo_steps), "--beta", "0.1"),
+            *("--learning_rate", "2e-4", "--per_device_train_batch_size", "16", "--test_share", "0"),
+        ),
+    ]
+    systems = [f"{name}={out / name}" for name in ("ppo", "reinforce", "rloo", "grpo", "dpo")]
+    compare = (
+        *("evaluate", "--models", "base=musicrl-tiny", *systems, "--prompts", str(seed / "heldout_prompts.txt")),
+        *("--rewards", "adherence", "quality", reward, PANEL, OTHER, "--duration_s", f"{sizes.duration_s:g}"),
+        *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
+    )
+    return [*runs, Run("methods_evaluation", compare, out / "evaluation")]
+
+
+def ablations(work: Path, sizes: Sizes) -> list[Run]:
+    """The reward's own questions: where it starts, what it reads, how much of a clip it hears."""
+    seed, out = work / "seed_0", work / "rewards"
+    variants: dict[str, tuple[str, ...]] = {
+        "from_generator": (),
+        "from_scratch": ("--from_scratch", "true"),
+        "no_text": ("--use_text", "false"),
+        "first_half_of_the_clip": ("--crop_s", f"{sizes.duration_s / 2:g}"),
+        "clap": (
+            *("--backbone", "clap", "--model", "musicrl-tiny-adherence", "--head_dropout", "0.5"),
+            *("--weight_decay", "1.0", "--learning_rate", "3e-4"),
+        ),
+    }
+    shared = ("--preferences", str(seed / "votes"), "--test_share", "0.15", "--seed", "0")
+    steps = ("--max_steps", str(sizes.reward_steps))
+    on_generator = ("--weight_decay", "0.1", "--learning_rate", "2e-4", "--warmup_steps", "20")
+    runs = []
+    for name, words in variants.items():
+        settings = words if "clap" in words else (*on_generator, *words)
+        command = ("reward", *shared, *steps, *settings, "--output_dir", str(out / name))
+        runs.append(Run(f"reward_{name}", command, out / name / "result.json"))
+    held_out = (
+        "--preferences",
+        str(seed / "votes_all"),
+        "--held_out_models",
+        "ru",
+        "--test_share",
+        "0.15",
+        "--seed",
+        "0",
+    )
+    command = ("reward", *held_out, *steps, *on_generator, "--output_dir", str(out / "held_out_generator"))
+    return [*runs, Run("reward_held_out_generator", command, out / "held_out_generator" / "result.json")]
+
+
+def curves(work: Path, sizes: Sizes) -> list[Run]:
+    """Runs that go on until the reward that is trained and the held-out panels part: one reward, and an ensemble's worst."""
+    seed, out = work / "seed_0", work / "curves"
+    single = f"preference:{seed / 'preference'}"
+    members, ensemble = [], []
+    for number in range(1, ENSEMBLE):
+        folder = out / f"reward_{number}"
+        words = (
+            *("reward", "--preferences", str(seed / "votes"), "--test_share", "0.15", "--seed", str(number)),
+            *("--max_steps", str(sizes.reward_steps), "--weight_decay", "0.1", "--learning_rate", "2e-4"),
+            *("--warmup_steps", "20", "--output_dir", str(folder)),
+        )
+        ensemble.append(Run(f"reward_of_ensemble_{number}", words, folder / "result.json"))
+        members.append(f"preference:{folder}")
+    watched = ("--watch", "adherence", "quality", PANEL, OTHER, "--eval_prompts", str(seed / "heldout_prompts.txt"))
+    shared = (
+        *(
+            "ppo",
+            "--model",
+            "musicrl-tiny",
+            "--prompts",
+            str(seed / "prompts.txt"),
+            "--lora_r",
+            "16",
+            "--lora_alpha",
+            "32",
+        ),
+        *("--duration_s", f"{sizes.duration_s:g}", "--max_steps", str(sizes.long_steps), "--learning_rate", "2e-3"),
+        *("--per_device_train_batch_size", str(sizes.batch), "--kl_coef", "0", "--eval_steps", str(sizes.eval_every)),
+        *("--per_device_eval_batch_size", "32", "--logging_steps", "4", "--seed", "0", *watched),
+    )
+    one = Run(
+        "long_one_reward", (*shared, "--reward", single, "--output_dir", str(out / "one")), out / "one" / "result.json"
+    )
+    worst = Run(
+        "long_ensemble",
+        (*shared, "--reward", single, *members, "--normalise", "worst_case", "--output_dir", str(out / "ensemble")),
+        out / "ensemble" / "result.json",
+    )
+    return [one, *ensemble, worst]

@@ -1,0 +1,264 @@
+"""Tables and plots of results/paper.json, from that file alone: results/README.md, results/*.svg, and the table in README.md.
+
+python recipes/paper/tables.py
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from musicrl_hf.audio import atomic_path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"
+BEGIN, END = "<!-- from results/paper.json: -->", "<!-- :from results/paper.json -->"
+NAMES = {"base": "base", "r": "R", "u": "U", "ru": "RU", "ru2": "RU, second round"}
+REWARDS = {
+    "adherence": "adherence",
+    "quality": "quality",
+    "preference": "learned preference",
+    "preference2": "preference, second round",
+    "panel_taste": "held-out panel",
+    "other_taste": "panel of another taste",
+}
+JUDGED = {
+    "instrument": "instrument",
+    "backing": "accompaniment",
+    "tempo_within_8%": "tempo within 8 %",
+    "key_neighbour": "key or neighbour",
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}".replace("%", " %")
+
+
+def win_rates(found: dict[str, Any]) -> str:
+    rows = []
+    for row in found["win_rates"]:
+        rows.append(
+            [
+                f"{NAMES[row['a']]} against {NAMES[row['b']]}",
+                f"**{percent(row['win_rate'])}** [{100 * row['low']:.0f}, {100 * row['high']:.0f}]",
+                f"{row['wins']} / {row['ties']} / {row['losses']}",
+                ", ".join(percent(value) for value in row["by_seed"]),
+                f"{row['wilcoxon_p']:.2g}",
+                "" if row["paper"] is None else f"{row['paper']:g} %",
+            ]
+        )
+    return table(["", "win rate [95 %]", "won / tied / lost", "by seed", "Wilcoxon p", "MusicRL (people)"], rows)
+
+
+def opinion_scores(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            NAMES[row["model"]],
+            f"**{row['mean']:.2f}** [{row['low']:.2f}, {row['high']:.2f}]",
+            ", ".join(f"{value:.2f}" for value in row["by_seed"]),
+            "" if row["paper"] is None else f"{row['paper']:.2f}",
+        ]
+        for row in found["mos"]
+    ]
+    return table(["", "mean rating, 1 to 5 [95 %]", "by seed", "MusicRL (people)"], rows)
+
+
+def systems(found: dict[str, Any]) -> str:
+    keys = [key for key in REWARDS if any(key in row for row in found["systems"].values())]
+    base = found["systems"]["base"]
+    rows = [
+        [
+            NAMES[name],
+            *(f"{row[key]:.3f}" if key in row else "" for key in keys),
+            *(percent(row[key] / base[key]) for key in ("timbre_distance_db", "harmony_distance", "distinct_ngrams")),
+        ]
+        for name, row in found["systems"].items()
+    ]
+    kept = ["timbre kept apart", "harmony kept apart", "n-grams kept distinct"]
+    return table(["", *(REWARDS[key] for key in keys), *kept], rows)
+
+
+def methods(found: dict[str, Any]) -> str:
+    rows = []
+    for row in found["methods"]:
+        rate = (
+            f"{percent(row['win_rate'])} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" if "win_rate" in row else ""
+        )
+        rows.append(
+            [
+                row["method"],
+                rate,
+                f"{row['mean_rating']:.2f}",
+                *(
+                    f"{row[key]:.3f}" if key in row else ""
+                    for key in ("preference", "panel_taste", "adherence", "quality")
+                ),
+                f"{row['kl']:.1f}" if "kl" in row else "",
+                f"{row['timbre_distance_db']:.2f}",
+                f"{row['seconds'] / 60:.0f}" if "seconds" in row else "",
+                str(row.get("peak_memory_mb", "")),
+            ]
+        )
+    head = [
+        "method",
+        "win rate against the base",
+        "rating",
+        "learned preference",
+        "held-out panel",
+        "adherence",
+        "quality",
+    ]
+    return table([*head, "KL (nats)", "diversity (dB)", "minutes", "peak MB"], rows)
+
+
+def rewards(found: dict[str, Any]) -> str:
+    def line(name: str, row: dict[str, Any]) -> list[str]:
+        low, high = row["chance_interval"]
+        calibration = f"{row['ece']:.3f}" if "ece" in row else ""
+        return [
+            name,
+            percent(row["accuracy"]),
+            str(row["n_pairs"]),
+            f"{100 * low:.0f} to {100 * high:.0f} %",
+            calibration,
+        ]
+
+    rows = [line(f"seed {name}", row) for name, row in found["rewards"]["by_seed"].items()]
+    rows += [line(name.replace("_", " "), row) for name, row in found["rewards"]["ablations"].items()]
+    return table(["preference reward", "held-out accuracy", "pairs", "chance", "calibration error"], rows)
+
+
+def judged(found: dict[str, Any]) -> str:
+    rows = []
+    for seed, heard in found["judged"].get("seeds", {}).items():
+        for name, row in heard.items():
+            shares = [percent(row[key]["share"]) if row[key] else "" for key in JUDGED]
+            faults = ", ".join(str(row["faulty_clips"][fault]) for fault in ("silent", "clipped", "stuck"))
+            rows.append([NAMES[name], seed, *shares, faults, f"{row['frechet_distance']:.0f}"])
+    return table(["", "seed", *JUDGED.values(), "silent, clipped, stuck", "Frechet distance"], rows)
+
+
+def draw_curves(found: dict[str, Any]) -> list[str]:
+    """An SVG for each long run: every reward against KL, each from its own start in its own spread; their file names."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "musicrl"  # the same file from the same numbers
+    import matplotlib.pyplot as plt
+
+    written = []
+    for name, rows in found["curves"].items():
+        keys = [key for key in ("reward", *REWARDS) if key in rows[0]]
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        for axis, (x, label) in zip(axes, (("kl", "KL to the base, nats a clip"), ("step", "step")), strict=True):
+            for key in keys:
+                values = [row[key] for row in rows]
+                spread = max(values) - min(values) or 1.0
+                label_of = REWARDS.get(key, "what is trained on")
+                axis.plot([row[x] for row in rows], [(value - values[0]) / spread for value in values], label=label_of)
+            axis.set_xlabel(label)
+            axis.axhline(0, color="grey", linewidth=0.5)
+        axes[0].set_ylabel("change from the base, in each curve's own range")
+        axes[1].legend(fontsize=8)
+        figure.tight_layout()
+        with atomic_path(RESULTS / f"curves_{name}.svg") as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        plt.close(figure)
+        written.append(f"curves_{name}.svg")
+    return written
+
+
+def guards(found: dict[str, Any]) -> str:
+    """Where each guard would have stopped a long run, and what the held-out panel said of it there."""
+    rows = []
+    for name, points in found["curves"].items():
+        best = max(points, key=lambda row: row["panel_taste"])
+        for guard, stopped in stops(points).items():
+            rows.append([name, guard, str(stopped["step"]), f"{stopped['kl']:.1f}", f"{stopped['panel_taste']:.3f}"])
+        rows.append(
+            [name, "(best for the panel)", str(best["step"]), f"{best['kl']:.1f}", f"{best['panel_taste']:.3f}"]
+        )
+        last = points[-1]
+        rows.append([name, "none", str(last["step"]), f"{last['kl']:.1f}", f"{last['panel_taste']:.3f}"])
+    return table(["run", "guard", "step", "KL (nats)", "held-out panel"], rows)
+
+
+def stops(
+    points: list[dict[str, float]], patience: int = 3, budgets: Sequence[float] = (10, 30, 60)
+) -> dict[str, dict]:
+    """Evaluation at which each guard hands over the policy.
+
+    A panel's guard hands over its best evaluation once `patience` later ones were no better; a KL budget the last one within it.
+    """
+    found = {}
+    for guard, key in (("held-out panel", "panel_taste"), ("panel of another taste", "other_taste")):
+        best = 0
+        for number, row in enumerate(points):
+            if row[key] > points[best][key]:
+                best = number
+            elif number - best >= patience:
+                break
+        found[guard] = points[best]
+    for budget in budgets:
+        found[f"KL of {budget:g} nats"] = [row for row in points if row["kl"] <= budget][-1]
+    return found
+
+
+def summary(found: dict[str, Any]) -> str:
+    """What README.md shows."""
+    seeds = len(found["seeds"])
+    note = (
+        f"{seeds} training seed{'' if seeds == 1 else 's'}, listeners {found['listeners']}: **simulated**, nobody listened. "
+        "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
+        "Methods, rewards, judges and curves: [results/README.md](results/README.md)."
+    )
+    return "\n\n".join([win_rates(found), opinion_scores(found), note])
+
+
+def page(found: dict[str, Any], plots: Sequence[str]) -> str:
+    """What results/README.md shows."""
+    parts = [
+        "# Results",
+        "Made by `python recipes/paper/tables.py` from [paper.json](paper.json), which `make paper` writes. All listeners are "
+        f"**simulated** ({found['listeners']}): nobody listened.",
+        "## Which is preferred",
+        win_rates(found),
+        opinion_scores(found),
+        "## Every reward, trained on or not, and diversity as a share of the base's",
+        systems(found),
+        "## The learned rewards",
+        rewards(found),
+    ]
+    if found["methods"]:
+        parts += ["## Other ways to tune, on the same reward and as many sampled clips", methods(found)]
+    if found["judged"]:
+        parts += [
+            f"## Independent judges ({found['judged']['prompts']} held-out prompts, guidance 1)",
+            judged(found),
+        ]
+    if found["curves"]:
+        images = "\n\n".join(f"![{name}]({name})" for name in plots)
+        parts += ["## Too far", images, guards(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    found = json.loads((RESULTS / "paper.json").read_text())
+    plots = draw_curves(found)
+    with atomic_path(RESULTS / "README.md") as temporary:
+        temporary.write_text(page(found, plots), encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    with atomic_path(ROOT / "README.md") as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{summary(found)}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

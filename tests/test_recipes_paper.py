@@ -1,0 +1,89 @@
+"""The recipe of the paper's tables: its commands are ones that the command line takes, and its tables say what the file says."""
+
+import importlib
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from musicrl_hf.align import recipe_file
+from musicrl_hf.cli import JOBS
+from musicrl_hf.config import load_config
+from musicrl_hf.preferences.listeners import LISTENER_VERSION
+
+ROOT = Path(__file__).parent.parent
+PAPER = ROOT / "recipes" / "paper"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Imports a module of that folder by name, as a script in it does."""
+    monkeypatch.syspath_prepend(PAPER)
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_every_planned_command_is_one(recipe, tmp_path, size):
+    """Fields and values of each, as the command line reads them; nothing is run."""
+    plan = recipe("plan")
+    sizes = plan.TINY if size == "tiny" else plan.Sizes()
+    runs = [plan.aligned(tmp_path, 1, sizes)]
+    runs += [run for part in (plan.methods, plan.ablations, plan.curves) for run in part(tmp_path, sizes)]
+    assert len({run.name for run in runs}) == len(runs) > 12
+    for run in runs:
+        command, *words = run.command
+        module, config, _, _ = JOBS[command]
+        path = None
+        if command == "align":
+            assert words[:2] == ["--recipe", "paper"]
+            path, words = recipe_file("paper"), words[2:]
+        job = load_config(getattr(import_module(f"musicrl_hf.{module}"), config), path, words)
+        folder = Path(getattr(job, "output_dir", None) or job.out)
+        assert folder.is_relative_to(tmp_path)
+        assert run.folder.is_relative_to(folder)
+
+
+def test_where_guards_stop(recipe):
+    """The panel is best at step 10 and no better three times; the other panel rises to the end; KL grows by 8 nats a row."""
+    tables = recipe("tables")
+    panel, other = [0.0, 0.5, 0.4, 0.3, 0.45, 0.9], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    rows = [
+        {"step": 10 * i, "kl": 8.0 * i, "panel_taste": panel[i], "other_taste": other[i]} for i in range(len(panel))
+    ]
+    found = tables.stops(rows, patience=3, budgets=(10, 30))
+    assert {name: row["step"] for name, row in found.items()} == {
+        "held-out panel": 10,  # and not 50, which it never saw
+        "panel of another taste": 50,
+        "KL of 10 nats": 10,
+        "KL of 30 nats": 30,
+    }
+
+
+def test_a_table_says_who_listened(recipe):
+    tables = recipe("tables")
+    found = {
+        "listeners": "simulated-9",
+        "seeds": [0, 1],
+        "win_rates": [
+            {"a": "ru", "b": "base", "win_rate": 0.75, "low": 0.7, "high": 0.8, "wins": 6, "ties": 1, "losses": 2}
+            | {"by_seed": [0.7, 0.8], "wilcoxon_p": 0.0123, "paper": 87}
+        ],
+        "mos": [{"model": "ru", "mean": 3.5, "low": 3.4, "high": 3.6, "by_seed": [3.4, 3.6], "paper": 3.82}],
+    }
+    text = tables.summary(found)
+    assert "| RU against base | **75 %** [70, 80] | 6 / 1 / 2 | 70 %, 80 % | 0.012 | 87 % |" in text
+    assert "2 training seeds, listeners simulated-9: **simulated**, nobody listened." in text
+
+
+@pytest.mark.skipif(not (ROOT / "results" / "paper.json").exists(), reason="nothing was gathered yet")
+def test_what_is_shown_is_what_was_gathered(recipe):
+    tables = recipe("tables")
+    found = json.loads((ROOT / "results" / "paper.json").read_text())
+    assert found["listeners"] == LISTENER_VERSION
+    assert {row["a"] for row in found["win_rates"]} >= {"r", "u", "ru"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{tables.BEGIN}\n{tables.summary(found)}\n{tables.END}" in readme
+    plots = [f"curves_{name}.svg" for name in found["curves"]]
+    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == tables.page(found, plots)
+    assert all((ROOT / "results" / name).is_file() for name in plots)
