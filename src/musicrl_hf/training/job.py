@@ -21,6 +21,12 @@ from .callbacks import MetricsWriter, ShortProgress
 from .checkpoints import find_checkpoint, train_or_stop, writing
 from .ppo_policy import LORA_TARGETS
 
+NORMALISE_HELP = (
+    'how rewards are combined, over the clips of a step: "none" adds them as they are, "normalise_then_sum" keeps one from '
+    'drowning another, "normalise_then_min" and, for one kind of reward from several seeds, "centre_then_min" take the '
+    "lowest; see `CombinedReward`"
+)
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with its help line."""

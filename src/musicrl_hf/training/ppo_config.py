@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
-from .job import TrainingJob, option
+from .job import NORMALISE_HELP, TrainingJob, option
 
 OBJECTIVES = ("paper", "ppo")
 VALUE_MODELS = ("shared", "separate")
@@ -127,7 +127,7 @@ class PPOJob(PPOSettings, TrainingJob):
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
-    normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    normalise: str = option("none", NORMALISE_HELP)
     reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
     eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
