@@ -128,6 +128,11 @@ class PPOJob(PPOSettings, TrainingJob):
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
     normalise: str = option("none", NORMALISE_HELP)
+    watch: list[str] = option(
+        [],
+        "further rewards, never trained on: each evaluation logs them as eval_watch/NAME, unweighted, of the clips that "
+        "eval_reward is of",
+    )
     reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
     eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
@@ -148,6 +153,11 @@ class PPOJob(PPOSettings, TrainingJob):
             raise ValueError(
                 f"`eval_prompts` is empty, but `eval_steps` = {self.eval_steps} and `sample_steps` = {self.sample_steps} "
                 "need held-out prompts; give a text file, or set both to 0."
+            )
+        if self.watch and not self.eval_steps:
+            raise ValueError(
+                f"`watch` = {self.watch} is scored at evaluations only, but `eval_steps` = 0; set eval_steps and eval_prompts, "
+                "or leave watch empty."
             )
         if self.lora_r and self.value_model == "separate":
             raise ValueError(
