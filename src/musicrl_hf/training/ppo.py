@@ -27,10 +27,11 @@ from ..rewards.contract import ask_reward
 from . import losses
 from .callbacks import KLBudget, SampleWriter
 from .checkpoints import WholeCheckpoints
+from .guard import OverOptimisationGuard
 from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
-from .ppo_sampler import RolloutSampler, clip_seed
+from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
 
 
 class MusicPPOTrainer(WholeCheckpoints, Trainer):
@@ -83,9 +84,9 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             raise ValueError(
                 f"`watch` = {', '.join(watch)} is scored at evaluations only, but `eval_dataset` is None; give held-out prompts."
             )
-        _check_prompts("train_dataset", train_dataset)
+        check_prompts("train_dataset", train_dataset)
         if eval_dataset is not None:
-            _check_prompts("eval_dataset", eval_dataset)
+            check_prompts("eval_dataset", eval_dataset)
         policy = PolicyWithValue(model, args.value_model)
         self.anchor = Anchor(model, ref_model)
         self.reward = reward
@@ -355,6 +356,9 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.model.load(resume_from_checkpoint)
 
+    def _load_best_model(self) -> None:
+        self.model.load(self.state.best_model_checkpoint)
+
 
 def run_ppo(job: PPOJob) -> Path:
     """Run a job from start to finish; works alike under `accelerate launch`.
@@ -381,6 +385,8 @@ def run_ppo(job: PPOJob) -> Path:
         )
     if job.max_kl is not None:
         callbacks.append(KLBudget(job.max_kl))
+    if job.guard is not None:
+        callbacks.append(OverOptimisationGuard(f"eval_{job.guard}", job.guard_patience, job.guard_min_delta))
     trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks, watch)
     method = "PPO" if job.objective == "ppo" else "REINFORCE with a value baseline"
     return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)
@@ -390,8 +396,3 @@ def _components(reward: CombinedReward, chunks: list[tuple[list[str], Tensor, in
     """Each part's scores [B] of all clips of the chunks."""
     parts = [reward.components(*chunk) for chunk in chunks]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_prompts(name: str, prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"`{name}` must be a list of at least one prompt (text), got {prompts!r:.80}.")

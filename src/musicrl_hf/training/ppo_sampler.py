@@ -1,7 +1,7 @@
 """Which prompts each set of clips is sampled for, and with which seed."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -33,3 +33,9 @@ class RolloutSampler(Sampler[int]):
 def clip_seed(seed: int, number: int, process: int) -> int:
     """A seed of its own for each set of clips and each process."""
     return ((seed * 1_000_003 + number) * 65_537 + process) % 2**63
+
+
+def check_prompts(name: str, prompts: Sequence[str]) -> None:
+    """ValueError unless `prompts`, an argument called `name`, is a list of texts."""
+    if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"`{name}` must be a list of at least one prompt (text), got {prompts!r:.80}.")
