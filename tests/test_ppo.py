@@ -598,14 +598,21 @@ import sys
 import torch
 torch.set_num_threads(1)
 from accelerate.utils import gather_object
-from test_ppo import LORA, PROMPTS, add_lora, config, even_codes, readable_generator
+from test_ppo import LORA, PROMPTS, add_lora, config, even_codes, loudness, readable_generator
+from musicrl_hf.training.guard import OverOptimisationGuard
 from musicrl_hf.training.ppo import MusicPPOTrainer
 for lora, objective in ((False, "paper"), (True, "ppo")):
     torch.manual_seed(0)
     generator = readable_generator()
     model = add_lora(generator, LORA, "base") if lora else generator
-    args = config(sys.argv[1], objective=objective, eval_strategy="steps", eval_steps=2)
-    trainer = MusicPPOTrainer(model, even_codes, args, PROMPTS, ["jazz", "rock", "pop"])
+    best = {"metric_for_best_model": "watch/loud", "greater_is_better": True, "load_best_model_at_end": True}
+    steps = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    args = config(f"{sys.argv[1]}/{objective}", objective=objective, **steps, **best)
+    guard = OverOptimisationGuard("eval_watch/loud", patience=1)
+    watch = {"loud": loudness}
+    trainer = MusicPPOTrainer(
+        model, even_codes, args, PROMPTS, ["jazz", "rock", "pop"], callbacks=[guard], watch=watch
+    )
     assert trainer.accelerator.num_processes == args.world_size == 2, args.world_size
     trainer.train()
     codes = trainer._clips["codes"]
@@ -620,8 +627,10 @@ for lora, objective in ((False, "paper"), (True, "ppo")):
         for n, p in generator.named_parameters() if n in dict(start.named_parameters())
     )
     assert lora or moved > 1e-3
-    logs = gather_object([[line for line in trainer.state.log_history if "eval_reward" in line][-1]["eval_reward"]])
+    last = [line for line in trainer.state.log_history if "eval_reward" in line][-1]
+    logs = gather_object([(last["eval_reward"], last["eval_watch/loud"], trainer.state.best_model_checkpoint)])
     assert logs[0] == logs[1]
+    assert logs[0][2] is not None
     if trainer.accelerator.is_main_process:
         print("agreed", objective, lora)
 """

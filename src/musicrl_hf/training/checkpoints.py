@@ -63,8 +63,8 @@ class WholeCheckpoints:
             with writing(str(made)):
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
                 self.accelerator.wait_for_everyone()  # each process has put its random state there
+                self._name_best(aside / made.name, made)
                 if self.args.should_save:
-                    self._name_best(aside / made.name, made)
                     _sync(aside / made.name)
                     if made.exists():  # of an earlier run
                         made.rename(aside / "replaced")
@@ -90,7 +90,8 @@ class WholeCheckpoints:
         """Note where the best checkpoint lies: not aside, where the Trainer found it and where it is about to leave."""
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(made)
-            self.state.save_to_json(str(written / "trainer_state.json"))
+            if self.args.should_save:
+                self.state.save_to_json(str(written / "trainer_state.json"))
 
 
 @contextmanager
