@@ -67,6 +67,37 @@ def test_both_orders_of_normalising_by_hand(audio):
     assert before.tolist() != pytest.approx(after.tolist(), abs=0.1)
 
 
+def scores_of(*values):
+    return lambda prompts, audio, sampling_rate: torch.tensor(values)
+
+
+def test_the_worst_case_of_an_ensemble_by_hand(audio):
+    """The clip in the middle is average to one member and the worst to the other, whose zero lies elsewhere."""
+    members = {"a": scores_of(1.0, 2.0, 3.0), "b": scores_of(104.0, 102.0, 106.0)}  # means 2 and 104
+    reward = CombinedReward(members, normalise="centre_then_min")
+    assert reward(PROMPTS, audio, RATE).tolist() == [-1, -2, 1]  # of (-1, 0, 1) and (0, -2, 2)
+    weighted = CombinedReward(members, {"a": 3.0, "b": 1.0}, "centre_then_min")
+    assert weighted(PROMPTS, audio, RATE).tolist() == [-3, -2, 2]  # of (-3, 0, 3) and (0, -2, 2)
+    # spreads sqrt(2 / 3) and sqrt(8 / 3): (-1.2247, 0, 1.2247) and (0, -1.2247, 1.2247)
+    scaled = CombinedReward(members, normalise="normalise_then_min")
+    assert scaled(PROMPTS, audio, RATE).tolist() == pytest.approx([-(1.5**0.5), -(1.5**0.5), 1.5**0.5], abs=1e-3)
+
+
+def test_the_worst_case_does_not_know_a_members_zero_nor_where_normalised_its_scale(audio):
+    first, second = torch.tensor([0.1, 0.5, -0.2]), torch.tensor([0.3, -0.4, 0.6])
+    for normalise, scale in (("centre_then_min", 1.0), ("normalise_then_min", 8.0)):
+        plain, moved = (
+            CombinedReward({"a": scores_of(*first), "b": scores_of(*other)}, normalise=normalise)(PROMPTS, audio, RATE)
+            for other in (second, scale * second - 7.0)
+        )
+        assert moved.tolist() == pytest.approx(plain.tolist(), abs=1e-3)
+
+
+def test_the_worst_case_of_one_reward_is_that_reward(audio):
+    reward = CombinedReward({"words": words}, normalise="centre_then_min")
+    assert reward(PROMPTS, audio, RATE).tolist() == pytest.approx([-1 / 3, 2 / 3, -1 / 3])
+
+
 def test_a_reward_that_is_equal_for_all_clips_becomes_zero(audio):
     reward = CombinedReward({"words": words}, normalise="normalise_then_sum")
     assert reward(["one two"] * 3, audio, RATE).tolist() == [0, 0, 0]

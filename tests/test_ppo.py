@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.training import losses
 from musicrl_hf.training.callbacks import KLBudget, MetricsWriter, SampleWriter
-from musicrl_hf.training.ppo import MusicPPOTrainer, RolloutSampler, clip_seed, run_ppo
+from musicrl_hf.training.ppo import MusicPPOTrainer, run_ppo
 from musicrl_hf.training.ppo_config import MusicPPOConfig, PPOJob
 from musicrl_hf.training.ppo_policy import LORA_TARGETS, VALUE_FILE, add_lora
+from musicrl_hf.training.ppo_sampler import RolloutSampler, clip_seed
 
 PROMPTS = ["slow piano", "fast guitar drums", "sad violin air", "happy reel"]
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=LORA_TARGETS)
@@ -465,6 +467,58 @@ def test_a_normalised_reward_is_evaluated_as_it_is(tmp_path):
     assert trainer.rollout(PROMPTS)["scores"].mean().item() == pytest.approx(0.0, abs=1e-5)
 
 
+def test_what_is_watched_hears_the_clips_that_the_reward_hears_and_is_not_trained_on(tmp_path):
+    heard: dict[str, list[Tensor]] = {"reward": [], "watch": []}
+
+    def trained(prompts, audio, rate):
+        heard["reward"].append(audio)
+        return even_codes(prompts, audio, rate)
+
+    def watched(prompts, audio, rate):
+        heard["watch"].append(audio)
+        return loudness(prompts, audio, rate)
+
+    rewards = []
+    for watch in (None, {"loud": watched}):
+        args = config(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2)
+        trainer = MusicPPOTrainer(readable_generator(), trained, args, PROMPTS, ["jazz", "rock", "pop"], watch=watch)
+        trainer.train()
+        rewards.append(logged(trainer, "reward"))
+    assert rewards[0] == rewards[1]
+    assert [len(audio) for audio in heard["watch"]] == [2, 1, 2, 1]  # three prompts, after steps 2 and 3
+    calls = {id(audio) for audio in heard["reward"]}
+    assert all(id(audio) in calls for audio in heard["watch"])  # decoded once
+    means = [torch.cat(heard["watch"][i : i + 2]).square().mean().item() for i in (0, 2)]
+    assert logged(trainer, "eval_watch/loud") == pytest.approx(means, abs=1e-6)
+
+
+def test_what_is_watched_and_trained_on_is_scored_once(tmp_path):
+    calls = []
+
+    def counted(prompts, audio, rate):
+        calls.append(len(prompts))
+        return even_codes(prompts, audio, rate)
+
+    reward = CombinedReward({"even": counted, "loud": loudness}, {"even": 2.0, "loud": 1.0})
+    watch = {"even": counted, "quiet": lambda prompts, audio, rate: -audio.square().mean((1, 2))}
+    trainer = MusicPPOTrainer(readable_generator(), reward, config(tmp_path), PROMPTS, ["jazz", "rock"], watch=watch)
+    metrics = trainer.evaluate()
+    assert calls == [2]
+    assert metrics["eval_watch/even"] == metrics["eval_reward/even"]  # as it is, without the weight
+    assert metrics["eval_watch/quiet"] == pytest.approx(-metrics["eval_reward/loud"])
+
+
+def test_the_time_limit_of_the_reward_holds_for_what_is_watched(tmp_path):
+    def hangs(prompts, audio, rate):
+        time.sleep(60)
+        return loudness(prompts, audio, rate)
+
+    reward = CombinedReward({"even": even_codes}, timeout_s=0.2)
+    trainer = MusicPPOTrainer(readable_generator(), reward, config(tmp_path), PROMPTS, ["jazz"], watch={"hangs": hangs})
+    with pytest.raises(TimeoutError, match="`hangs` has not answered for 1 clips within 0.2 s"):
+        trainer.evaluate()
+
+
 def test_evaluation_leaves_the_run_as_it_was(tmp_path):
     rewards = []
     for options in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
@@ -544,14 +598,21 @@ import sys
 import torch
 torch.set_num_threads(1)
 from accelerate.utils import gather_object
-from test_ppo import LORA, PROMPTS, add_lora, config, even_codes, readable_generator
+from test_ppo import LORA, PROMPTS, add_lora, config, even_codes, loudness, readable_generator
+from musicrl_hf.training.guard import OverOptimisationGuard
 from musicrl_hf.training.ppo import MusicPPOTrainer
 for lora, objective in ((False, "paper"), (True, "ppo")):
     torch.manual_seed(0)
     generator = readable_generator()
     model = add_lora(generator, LORA, "base") if lora else generator
-    args = config(sys.argv[1], objective=objective, eval_strategy="steps", eval_steps=2)
-    trainer = MusicPPOTrainer(model, even_codes, args, PROMPTS, ["jazz", "rock", "pop"])
+    best = {"metric_for_best_model": "watch/loud", "greater_is_better": True, "load_best_model_at_end": True}
+    steps = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    args = config(f"{sys.argv[1]}/{objective}", objective=objective, **steps, **best)
+    guard = OverOptimisationGuard("eval_watch/loud", patience=1)
+    watch = {"loud": loudness}
+    trainer = MusicPPOTrainer(
+        model, even_codes, args, PROMPTS, ["jazz", "rock", "pop"], callbacks=[guard], watch=watch
+    )
     assert trainer.accelerator.num_processes == args.world_size == 2, args.world_size
     trainer.train()
     codes = trainer._clips["codes"]
@@ -566,8 +627,10 @@ for lora, objective in ((False, "paper"), (True, "ppo")):
         for n, p in generator.named_parameters() if n in dict(start.named_parameters())
     )
     assert lora or moved > 1e-3
-    logs = gather_object([[line for line in trainer.state.log_history if "eval_reward" in line][-1]["eval_reward"]])
+    last = [line for line in trainer.state.log_history if "eval_reward" in line][-1]
+    logs = gather_object([(last["eval_reward"], last["eval_watch/loud"], trainer.state.best_model_checkpoint)])
     assert logs[0] == logs[1]
+    assert logs[0][2] is not None
     if trainer.accelerator.is_main_process:
         print("agreed", objective, lora)
 """
@@ -631,6 +694,8 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
         ({"eval_steps": 10}, "eval_prompts"),
         ({"sample_steps": 10}, "eval_prompts"),
         ({"eval_steps": -1, "eval_prompts": "p.txt"}, "eval_steps"),
+        ({"watch": ["quality"]}, "watch"),
+        ({"watch": ["quality"], "eval_prompts": "p.txt"}, "watch"),
         ({"lora_r": 4, "value_model": "separate"}, "value_model"),
         ({"objective": "dpo"}, "objective"),
         ({"objective": "ppo", "num_ppo_epochs": 2, "save_steps": 3}, "save_steps"),
@@ -665,6 +730,10 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
     generator, args = tiny_generator(), config(tmp_path)
     with pytest.raises(ValueError, match="`reward`"):
         MusicPPOTrainer(generator, "adherence", args, PROMPTS)
+    with pytest.raises(ValueError, match="`watch\\['quality'\\]` must be a callable"):
+        MusicPPOTrainer(generator, loudness, args, PROMPTS, PROMPTS, watch={"quality": "quality"})
+    with pytest.raises(ValueError, match="`watch` = loud is scored at evaluations only"):
+        MusicPPOTrainer(generator, loudness, args, PROMPTS, watch={"loud": loudness})
     for prompts in ([], "slow piano", [None]):
         with pytest.raises(ValueError, match="`train_dataset`"):
             MusicPPOTrainer(generator, loudness, args, prompts)

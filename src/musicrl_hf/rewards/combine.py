@@ -1,4 +1,4 @@
-"""Several rewards as one: a weighted sum, with or without normalisation, and the specs that name rewards."""
+"""Several rewards as one: a weighted sum or the worst case, with or without normalisation, and the specs that name them."""
 
 import importlib
 import inspect
@@ -16,7 +16,7 @@ from .contract import Reward, ask_reward, check_reward_inputs
 from .preference import PreferenceModel
 from .quality import QualityModel
 
-NORMALISE = ("none", "sum_then_normalise", "normalise_then_sum")
+NORMALISE = ("none", "sum_then_normalise", "normalise_then_sum", "normalise_then_min", "centre_then_min")
 BUNDLED_DEFAULTS = {"adherence": "musicrl-tiny-adherence", "quality": "musicrl-tiny-quality"}
 MODEL_REWARDS: dict = {  # kind -> what loads it, model_type of its folders
     "adherence": (AdherenceReward, "clap"),
@@ -30,7 +30,7 @@ KNOWN_FORMS = (
 
 
 class CombinedReward:
-    """Weighted sum of rewards r_1 ... r_n with weights w_1 ... w_n.
+    """Weighted sum, or the lowest, of rewards r_1 ... r_n with weights w_1 ... w_n.
 
     With mean m and standard deviation s over the B clips of the call (population, plus 1e-4, the constant that TRL
     uses; a reward that is equal for all clips becomes 0):
@@ -38,13 +38,21 @@ class CombinedReward:
     * "none": R = sum_i w_i r_i. The paper's: both of its rewards are brought to one scale first (section 3.3).
     * "sum_then_normalise": R' = sum_i w_i r_i; R = (R' - m(R')) / s(R').
     * "normalise_then_sum": R = sum_i w_i (r_i - m(r_i)) / s(r_i). GDPO: no reward drowns another by its scale.
+    * "normalise_then_min": R = min_i w_i (r_i - m(r_i)) / s(r_i). Worst-case optimisation of an ensemble (Coste et al.
+      2023, arXiv:2310.02743): what one member alone likes is worth nothing. For rewards of different kinds.
+    * "centre_then_min": R = min_i w_i (r_i - m(r_i)). The same for one kind of reward trained from several seeds: their
+      scale is one already, and is kept, so that a nat of KL costs what it costs beside one of them.
 
-    Normalised rewards depend on the other clips of the call: they are for batches of samples, not for comparing runs.
+    Before the lowest is taken, each reward has to have the same zero, and a Bradley-Terry score has none: adding a constant
+    to all scores of a model leaves every preference as it was. Here the mean over the clips of the call is the zero.
+
+    Normalised and centred rewards depend on the other clips of the call: they are for batches of samples, not for comparing
+    runs.
 
     Args:
         rewards: name -> callable `(prompts, audio, sampling_rate) -> [B]`.
         weights: name -> weight; 1 where None.
-        normalise: one of the three above.
+        normalise: one of the five above.
         timeout_s: seconds that each reward may take for one call; 0 for as long as it likes. See `ask_reward`.
 
     Raises:
@@ -91,11 +99,15 @@ class CombinedReward:
         }
 
     def combine(self, components: dict[str, Tensor]) -> Tensor:
-        """The sum [B] of what :meth:`components` gave; no clip is scored twice."""
+        """The sum or the lowest [B] of what :meth:`components` gave; no clip is scored twice."""
         scores = torch.stack([components[name] for name in self.rewards])  # [n, B]
         weights = torch.tensor([self.weights[name] for name in self.rewards])
-        if self.normalise == "normalise_then_sum":
+        if self.normalise.startswith("normalise_then"):
             scores = _standardised(scores)
+        if self.normalise == "centre_then_min":
+            scores = scores - scores.mean(-1, keepdim=True)
+        if self.normalise.endswith("_min"):
+            return (weights[:, None] * scores).amin(0)
         total = weights @ scores
         return _standardised(total) if self.normalise == "sum_then_normalise" else total
 
@@ -192,7 +204,7 @@ def _user_function(module_name: str, function_name: str) -> Callable:
 
 
 def load_rewards(specs: Sequence[str] | str, normalise: str = "none", timeout_s: float = 0.0) -> CombinedReward:
-    """The weighted sum of several specs, loaded; see `find_rewards`.
+    """Several specs as one reward, loaded; see `find_rewards`.
 
     Example:
         >>> reward = load_rewards("0.5*adherence + 0.5*quality")
@@ -205,7 +217,7 @@ def load_rewards(specs: Sequence[str] | str, normalise: str = "none", timeout_s:
 def find_rewards(
     specs: Sequence[str] | str, normalise: str = "none", timeout_s: float = 0.0
 ) -> Callable[[], CombinedReward]:
-    """What loads the weighted sum of several specs; that each is there is known before the first is loaded.
+    """What loads several specs as one reward; that each is there is known before the first is loaded.
 
     Args:
         specs: such as ["0.5*adherence", "0.5*quality"], or one string with " + " between them. Weights default to 1.
@@ -214,6 +226,18 @@ def find_rewards(
     Raises:
         ValueError: an unknown spec, a weight that is no number, the same reward twice.
     """
+    weights = split_specs(specs)
+    loaders = {spec: find_reward(spec) for spec in weights}
+    return lambda: CombinedReward({spec: load() for spec, load in loaders.items()}, weights, normalise, timeout_s)
+
+
+def split_specs(specs: Sequence[str] | str) -> dict[str, float]:
+    """Spec -> weight; see `find_rewards`.
+
+    Example:
+        >>> split_specs(["0.5*adherence", "quality"])
+        {'adherence': 0.5, 'quality': 1.0}
+    """
     given = [specs] if isinstance(specs, str) else list(specs)
     weights: dict[str, float] = {}
     for part in (part.strip() for text in given for part in re.split(r"\s\+\s", text)):
@@ -221,8 +245,7 @@ def find_rewards(
         if spec in weights:
             raise ValueError(f"`reward`: {spec!r} is named twice; add its weights up.")
         weights[spec] = weight
-    loaders = {spec: find_reward(spec) for spec in weights}
-    return lambda: CombinedReward({spec: load() for spec, load in loaders.items()}, weights, normalise, timeout_s)
+    return weights
 
 
 def _weight_and_spec(text: str) -> tuple[float, str]:

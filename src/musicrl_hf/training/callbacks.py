@@ -114,7 +114,7 @@ class MetricsWriter(TrainerCallback):
         whole = path.read_text().rpartition("\n")[0]  # a machine that broke down may have left half a line behind it
         lines = [line for line in whole.splitlines() if json.loads(line)["step"] <= state.global_step]
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines if state.global_step > 0))
+            temporary.write_text("".join(line + "\n" for line in lines if state.log_history))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs

@@ -63,8 +63,8 @@ class WholeCheckpoints:
             with writing(str(made)):
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
                 self.accelerator.wait_for_everyone()  # each process has put its random state there
+                self._name_best(aside / made.name, made)
                 if self.args.should_save:
-                    self._name_best(aside / made.name, made)
                     _sync(aside / made.name)
                     if made.exists():  # of an earlier run
                         made.rename(aside / "replaced")
@@ -78,11 +78,20 @@ class WholeCheckpoints:
             keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
+    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's, which leaves the evaluation before the first step out when it looks for the best."""
+        metrics = super()._evaluate(trial, *args, **kwargs)  # type: ignore[misc]
+        if self.args.load_best_model_at_end and self.state.global_step == 0:
+            self._determine_best_metric(metrics, trial)  # type: ignore[attr-defined]
+            self._save_checkpoint(self.model, trial)  # type: ignore[attr-defined]
+        return metrics
+
     def _name_best(self, written: Path, made: Path) -> None:
-        """The Trainer notes where the best checkpoint lies: not aside, where it is about to leave."""
-        if self.state.best_model_checkpoint == str(written):
+        """Note where the best checkpoint lies: not aside, where the Trainer found it and where it is about to leave."""
+        if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(made)
-            self.state.save_to_json(str(written / "trainer_state.json"))
+            if self.args.should_save:
+                self.state.save_to_json(str(written / "trainer_state.json"))
 
 
 @contextmanager

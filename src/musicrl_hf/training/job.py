@@ -21,6 +21,12 @@ from .callbacks import MetricsWriter, ShortProgress
 from .checkpoints import find_checkpoint, train_or_stop, writing
 from .ppo_policy import LORA_TARGETS
 
+NORMALISE_HELP = (
+    'how rewards are combined, over the clips of a step: "none" adds them as they are, "normalise_then_sum" keeps one from '
+    'drowning another, "normalise_then_min" and, for one kind of reward from several seeds, "centre_then_min" take the '
+    "lowest; see `CombinedReward`"
+)
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with its help line."""
@@ -131,7 +137,7 @@ def run_trainer(
         job: its configuration.
         method: what `result.json` calls it.
         metrics: more numbers for it.
-        evaluate: also evaluate the trained model on the trainer's evaluation set, unless its last step just did.
+        evaluate: also evaluate the saved model on the trainer's evaluation set, unless that was done while it trained.
 
     Raises:
         OSError: the disk is full.
@@ -143,9 +149,17 @@ def run_trainer(
     train_or_stop(trainer, job.checkpoint(), job.steps_per_rollout)
     with writing(job.output_dir):
         trainer.save_model(job.output_dir)
-    evaluated = (_evaluated_last(trainer.state) or trainer.evaluate()) if evaluate else {}
+    state, saved = trainer.state, trainer.state.global_step
+    if trainer.args.load_best_model_at_end and state.best_global_step is not None:
+        saved = state.best_global_step
+        metrics = metrics | {"best_step": saved}
+        if state.is_world_process_zero:
+            print(
+                f"Saved the weights of step {saved}: the best, with {trainer.args.metric_for_best_model} {state.best_metric:.4g}."
+            )
+    evaluated = (_evaluation_at(saved, state) or trainer.evaluate()) if evaluate else {}
     if trainer.accelerator.is_main_process:
-        logged: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
+        logged: dict[str, Any] = next((line for line in reversed(state.log_history) if "loss" in line), {})
         seconds = time.monotonic() - started
         record = run_record(trainer, job, job.model, method, metrics | logged | evaluated, seconds)
         write_record(job.output_dir, record)
@@ -153,9 +167,9 @@ def run_trainer(
     return Path(job.output_dir)
 
 
-def _evaluated_last(state: TrainerState) -> dict[str, float]:
-    """The evaluation after the last step; empty where there was none."""
-    lines = [line for line in state.log_history if line["step"] == state.global_step]
+def _evaluation_at(step: int, state: TrainerState) -> dict[str, float]:
+    """The evaluation after a step; empty where there was none."""
+    lines = [line for line in state.log_history if line["step"] == step]
     return {name: value for line in lines for name, value in line.items() if name.startswith("eval_")}
 
 

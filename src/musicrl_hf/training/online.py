@@ -19,7 +19,7 @@ from ..rewards import CombinedReward, Reward, load_rewards
 from ..rewards.combine import move_reward
 from ..rewards.contract import ask_reward, check_scores
 from .callbacks import SampleWriter
-from .job import TrainingJob, option, read_prompts, run_trainer
+from .job import NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
 
@@ -228,7 +228,7 @@ class RolloutJob(TrainingJob):
 
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
-    normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    normalise: str = option("none", NORMALISE_HELP)
     reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
     temperature: float = option(1.0, "sampling temperature, also of the scored distribution")

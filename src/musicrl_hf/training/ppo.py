@@ -7,11 +7,10 @@ the policy that was sampled. All clips of a run are equally long, so nothing but
 Left out: an entropy bonus, a KL coefficient that adapts itself, and a reward inside the clip.
 """
 
-import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,15 +21,17 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..rewards import CombinedReward, Reward, load_rewards
-from ..rewards.combine import move_reward
+from ..rewards import CombinedReward, Reward, load_reward, load_rewards
+from ..rewards.combine import move_reward, split_specs
 from ..rewards.contract import ask_reward
 from . import losses
 from .callbacks import KLBudget, SampleWriter
 from .checkpoints import WholeCheckpoints
+from .guard import OverOptimisationGuard
 from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
+from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
 
 
 class MusicPPOTrainer(WholeCheckpoints, Trainer):
@@ -44,9 +45,12 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         eval_dataset: held-out prompts, sampled with the same seeds at each evaluation.
         ref_model: the anchor of the KL, or its name; None for the policy as it starts.
         callbacks: further ones.
+        watch: name -> reward that is never trained on: each evaluation scores its clips with them too and logs the means
+            as `eval_watch/<name>`. Where `reward` is a `CombinedReward`, its time limit holds for them.
 
     Raises:
-        ValueError: no prompts, a reward that is not callable or returns NaN or a wrong shape, an anchor that does not fit.
+        ValueError: no prompts, a reward that is not callable or returns NaN or a wrong shape, an anchor that does not fit,
+            something to watch and no held-out prompts.
 
     Example:
         >>> args = MusicPPOConfig(output_dir="runs/ppo", objective="paper", max_steps=100, duration_s=1.0)
@@ -68,15 +72,31 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         eval_dataset: Sequence[str] | None = None,
         ref_model: MusicRLForConditionalGeneration | str | os.PathLike | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        watch: dict[str, Reward] | None = None,
     ) -> None:
-        if not callable(reward):
-            raise ValueError(f"`reward` must be a callable (prompts, audio, sampling_rate) -> [B], got {reward!r}.")
-        _check_prompts("train_dataset", train_dataset)
+        for name, given in {
+            "reward": reward,
+            **{f"watch[{name!r}]": part for name, part in (watch or {}).items()},
+        }.items():
+            if not callable(given):
+                raise ValueError(f"`{name}` must be a callable (prompts, audio, sampling_rate) -> [B], got {given!r}.")
+        if watch and eval_dataset is None:
+            raise ValueError(
+                f"`watch` = {', '.join(watch)} is scored at evaluations only, but `eval_dataset` is None; give held-out prompts."
+            )
+        check_prompts("train_dataset", train_dataset)
         if eval_dataset is not None:
-            _check_prompts("eval_dataset", eval_dataset)
+            check_prompts("eval_dataset", eval_dataset)
         policy = PolicyWithValue(model, args.value_model)
         self.anchor = Anchor(model, ref_model)
         self.reward = reward
+        parts = reward if isinstance(reward, CombinedReward) else None
+        # What is also trained on is scored once.
+        self._watched_parts = [
+            name for name, part in (watch or {}).items() if parts and parts.rewards.get(name) is part
+        ]
+        others = {name: part for name, part in (watch or {}).items() if name not in self._watched_parts}
+        self.watch = CombinedReward(others, timeout_s=parts.timeout_s if parts else 0.0) if others else None
         self.frames = policy.generator.frames_for(args.duration_s)
         self._micro_batch = 0
         self._clips: dict[str, Tensor] = {}
@@ -253,12 +273,12 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         loss = policy_loss + args.vf_coef * value_loss
         return (loss, now) if return_outputs else loss
 
-    def score(self, prompts: list[str], codes: Tensor, normalised: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+    def score(self, prompts: list[str], codes: Tensor, evaluating: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards [B] of codes [B, K, F], and the mean of each part where the reward is a `CombinedReward`.
 
         Args:
-            normalised: False leaves out a `CombinedReward`'s normalisation over the clips of a call, which would make any
-                two evaluations alike.
+            evaluating: score what is watched too, on the same sound; and leave out what a `CombinedReward` normalises over
+                the clips of a call (the weighted sum remains), which would make any two evaluations alike.
         """
         generator, size = self.model.generator, self.args.local_rollout_forward_batch_size
         length = round(self.args.duration_s * generator.sampling_rate)
@@ -266,20 +286,25 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             (prompts[i : i + size], generator.decode_codes(codes[i : i + size], length), generator.sampling_rate)
             for i in range(0, len(prompts), size)
         ]
-        if not isinstance(self.reward, CombinedReward):
-            scores = [ask_reward(self.reward, *chunk) for chunk in chunks]
-            return torch.cat(scores).to(codes.device), {}
-        parts = [self.reward.components(*chunk) for chunk in chunks]
-        components = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        combined = self.reward if normalised else CombinedReward(self.reward.rewards, self.reward.weights)
+        if isinstance(self.reward, CombinedReward):
+            components = _components(self.reward, chunks)
+            combined = CombinedReward(self.reward.rewards, self.reward.weights) if evaluating else self.reward
+            scores = combined.combine(components)
+        else:
+            components = {}
+            scores = torch.cat([ask_reward(self.reward, *chunk) for chunk in chunks])
         means = {f"reward/{name}": values.mean() for name, values in components.items()}
-        return combined.combine(components).to(codes.device), means
+        if evaluating:
+            watched = {name: components[name] for name in self._watched_parts}
+            watched |= _components(self.watch, chunks) if self.watch is not None else {}
+            means |= {f"watch/{name}": values.mean() for name, values in watched.items()}
+        return scores.to(codes.device), means
 
     # -- evaluation, logs, files -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Sample the held-out prompts with the same seeds as ever, and score them: reward, its parts, KL, entropy."""
+        """Sample the held-out prompts with the same seeds as ever, and score them: reward, its parts, what is watched, KL, entropy."""
         args, generator = self.args, self.model.generator
         prompts = self.eval_dataset if eval_dataset is None else eval_dataset
         if not prompts:
@@ -295,7 +320,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
                 codes = generator.sample_codes(
                     input_ids, attention_mask, self.frames, temperature=args.temperature, generator=random
                 )
-            scores, components = self.score(batch, codes, normalised=False)
+            scores, components = self.score(batch, codes, evaluating=True)
             view = self.view(input_ids, attention_mask, codes)
             means = {
                 "reward": scores.mean(),
@@ -331,33 +356,8 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.model.load(resume_from_checkpoint)
 
-
-class RolloutSampler(Sampler[int]):
-    """Indices of prompts for a whole run: `size` for each set of clips, and those `repeats` times, once a forward pass.
-
-    The prompts are shuffled again and again without end, so that every prompt comes as often as any other; the whole run is
-    one epoch, so that skipping to any step finds the same prompts.
-    """
-
-    def __init__(self, num_prompts: int, size: int, repeats: int, rollouts: int, seed: int) -> None:
-        self.num_prompts, self.size, self.repeats, self.rollouts, self.seed = num_prompts, size, repeats, rollouts, seed
-
-    def __len__(self) -> int:
-        return self.rollouts * self.repeats * self.size
-
-    def __iter__(self) -> Iterator[int]:
-        random = torch.Generator().manual_seed(self.seed)
-        shuffles = (torch.randperm(self.num_prompts, generator=random).tolist() for _ in itertools.count())
-        stream = itertools.chain.from_iterable(shuffles)
-        for _ in range(self.rollouts):
-            prompts = list(itertools.islice(stream, self.size))
-            for _ in range(self.repeats):
-                yield from prompts
-
-
-def clip_seed(seed: int, number: int, process: int) -> int:
-    """A seed of its own for each set of clips and each process."""
-    return ((seed * 1_000_003 + number) * 65_537 + process) % 2**63
+    def _load_best_model(self) -> None:
+        self.model.load(self.state.best_model_checkpoint)
 
 
 def run_ppo(job: PPOJob) -> Path:
@@ -372,7 +372,9 @@ def run_ppo(job: PPOJob) -> Path:
     held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
     args = job.trainer_config()
     reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
-    move_reward(reward, args.device)
+    watch = {spec: reward.rewards.get(spec) or load_reward(spec) for spec in split_specs(job.watch)}
+    for part in (reward, *watch.values()):
+        move_reward(part, args.device)
     generator = load_generator(job.model)
     lora = job.peft_config()
     model = generator if lora is None else add_lora(generator, lora, job.model)
@@ -383,11 +385,14 @@ def run_ppo(job: PPOJob) -> Path:
         )
     if job.max_kl is not None:
         callbacks.append(KLBudget(job.max_kl))
-    trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks)
+    if job.guard is not None:
+        callbacks.append(OverOptimisationGuard(f"eval_{job.guard}", job.guard_patience, job.guard_min_delta))
+    trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks, watch)
     method = "PPO" if job.objective == "ppo" else "REINFORCE with a value baseline"
     return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)
 
 
-def _check_prompts(name: str, prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"`{name}` must be a list of at least one prompt (text), got {prompts!r:.80}.")
+def _components(reward: CombinedReward, chunks: list[tuple[list[str], Tensor, int]]) -> dict[str, Tensor]:
+    """Each part's scores [B] of all clips of the chunks."""
+    parts = [reward.components(*chunk) for chunk in chunks]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
-from .job import TrainingJob, option
+from ..rewards.combine import split_specs
+from .job import NORMALISE_HELP, TrainingJob, option
 
 OBJECTIVES = ("paper", "ppo")
 VALUE_MODELS = ("shared", "separate")
@@ -127,12 +128,24 @@ class PPOJob(PPOSettings, TrainingJob):
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
-    normalise: str = option("none", '"normalise_then_sum" keeps one reward from drowning another; see `CombinedReward`')
+    normalise: str = option("none", NORMALISE_HELP)
+    watch: list[str] = option(
+        [],
+        "further rewards, never trained on: each evaluation logs them as eval_watch/NAME, unweighted, of the clips that "
+        "eval_reward is of",
+    )
     reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
     eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
     max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; empty for never")
+    guard: str | None = option(
+        None,
+        'metric of the evaluations ("reward", "reward/NAME" or "watch/NAME") that the run stops for when it no longer rises; '
+        "whenever it stops, it ends with the weights of the best evaluation; needs save_steps = eval_steps",
+    )
+    guard_patience: int = option(3, "evaluations without a rise after which the guard stops the run")
+    guard_min_delta: float = option(0.0, "a rise is more than this above the best before, in the metric's own unit")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,6 +162,12 @@ class PPOJob(PPOSettings, TrainingJob):
                 f"`eval_prompts` is empty, but `eval_steps` = {self.eval_steps} and `sample_steps` = {self.sample_steps} "
                 "need held-out prompts; give a text file, or set both to 0."
             )
+        if self.watch and not self.eval_steps:
+            raise ValueError(
+                f"`watch` = {self.watch} is scored at evaluations only, but `eval_steps` = 0; set eval_steps and eval_prompts, "
+                "or leave watch empty."
+            )
+        self._check_guard()
         if self.lora_r and self.value_model == "separate":
             raise ValueError(
                 f"`value_model` = 'separate' trains a whole copy of the trunk, against the point of `lora_r` = "
@@ -156,6 +175,31 @@ class PPOJob(PPOSettings, TrainingJob):
             )
         self.check_multiple("max_steps", self.max_steps)
         self.check_multiple("save_steps", self.save_steps)
+
+    def _check_guard(self) -> None:
+        if self.guard_patience < 1:
+            raise ValueError(f"`guard_patience` must be at least 1 evaluation, got {self.guard_patience!r}.")
+        if not 0 <= self.guard_min_delta < float("inf"):
+            raise ValueError(f"`guard_min_delta` must be at least 0, got {self.guard_min_delta!r}.")
+        if self.guard is None:
+            return
+        parts = {"reward": self.reward, "watch": self.watch}
+        metrics = ["reward", *(f"{kind}/{spec}" for kind, specs in parts.items() for spec in split_specs(specs))]
+        if self.guard not in metrics:
+            raise ValueError(
+                f"`guard` = {self.guard!r} is no metric of the evaluations; they are {', '.join(metrics)}, and any reward more "
+                "that `watch` names."
+            )
+        if not self.eval_steps or self.save_steps != self.eval_steps:
+            raise ValueError(
+                f"`guard` = {self.guard!r} goes back to the checkpoint of the best evaluation: `save_steps` must be "
+                f"`eval_steps` and above 0, got {self.save_steps} and {self.eval_steps}."
+            )
+        if self.save_total_limit == 1:
+            raise ValueError(
+                f"`save_total_limit` = 1 leaves a run with `guard` = {self.guard!r} the best checkpoint alone, and none of the "
+                "last step to go on from; give at least 2."
+            )
 
     def trainer_config(self) -> MusicPPOConfig:
         """The trainer's arguments for this job."""
@@ -166,4 +210,7 @@ class PPOJob(PPOSettings, TrainingJob):
             eval_strategy="steps" if self.eval_steps else "no",
             eval_steps=self.eval_steps or None,
             eval_on_start=bool(self.eval_steps) and self.resume_from_checkpoint is None,
+            load_best_model_at_end=self.guard is not None,
+            metric_for_best_model=self.guard,
+            greater_is_better=None if self.guard is None else True,
         )
