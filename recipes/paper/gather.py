@@ -190,7 +190,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
         if "eval_kl" in line:
             row = {"step": line["step"], **{key.removeprefix("eval_"): line[key] for key in keep if key in line}}
             watched = {key: value for key, value in line.items() if key.startswith(("eval_watch/", "eval_reward/"))}
-            rows.append(row | {_short(key.partition("/")[2]): value for key, value in watched.items()})
+            rows.append(row | {_short(Path(key.partition("/")[2]).name): value for key, value in watched.items()})
     return rows
 
 

@@ -170,7 +170,16 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
     )
     worst = Run(
         "long_ensemble",
-        (*shared, "--reward", single, *members, "--normalise", "worst_case", "--output_dir", str(out / "ensemble")),
+        (
+            *shared,
+            "--reward",
+            single,
+            *members,
+            "--normalise",
+            "centre_then_min",
+            "--output_dir",
+            str(out / "ensemble"),
+        ),
         out / "ensemble" / "result.json",
     )
     return [one, *ensemble, worst]
