@@ -11,18 +11,21 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import descriptors
+from .agreement import PairVote, count_agreement
+from .schema import DECIDED
 
 LISTENER_VERSION = "simulated-2"
 """Changes whenever a vote could come out differently; written to every row as `listener`."""
 
 SIMULATED = LISTENER_VERSION.partition("-")[0]  # what the names of all simulated listeners begin with
+
+REWARD = "reward:"  # what the names of rewards that choose in place of listeners begin with
 
 FEATURES = (
     "consonance",  # pitch energy in the best diatonic scale
@@ -122,6 +125,11 @@ def is_simulated(listener: str) -> bool:
     return listener.startswith(SIMULATED)
 
 
+def is_reward(listener: str) -> bool:
+    """Whether this is the name of a reward that chose in place of a listener."""
+    return listener.startswith(REWARD)
+
+
 def simulated_listeners(count: int, seed: int = 0) -> list[SimulatedListener]:
     """A population of `count` simulated listeners; the first ones of a larger population are the same."""
     if count < 1:
@@ -190,16 +198,16 @@ def agreement(
     Raises:
         ValueError: if no pair was decided by two listeners.
     """
-    tables = [[listener(*pair, sampling_rate).preference for pair in pairs] for listener in listeners]
-    agreed = [
-        first == second
-        for one, other in combinations(tables, 2)
-        for first, second in zip(one, other, strict=True)
-        if first in "ab" and second in "ab"
+    votes = [
+        PairVote((str(number),), choice, str(who))
+        for who, listener in enumerate(listeners)
+        for number, pair in enumerate(pairs)
+        if (choice := listener(*pair, sampling_rate).preference) in DECIDED
     ]
-    if not agreed:
+    share = count_agreement(votes).share
+    if share is None:
         raise ValueError(f"no pair was decided by two of the {len(listeners)} listeners: give more of either")
-    return sum(agreed) / len(agreed)
+    return share
 
 
 def _standard(value: Tensor, name: str) -> Tensor:
