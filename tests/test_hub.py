@@ -163,6 +163,22 @@ def test_the_card_of_preferences_counts_its_rows(folders):
         assert f"| {line} |" in card
     assert "| model-x | 5 |" in card
     assert "1 of these rows were chosen by a documented rule" in card
+    assert "a reward" not in card.split("## Columns")[0]
+
+
+def test_what_a_reward_chose_is_not_called_a_vote(tmp_path):
+    rows = [row | {"listener": "reward:quality"} for row in preference_rows(["a", "b"])]
+    save_preferences(preferences_from_rows(rows), tmp_path / "labelled")
+    card = preference_card(tmp_path / "labelled", "me/labelled", license="cc-by-4.0")
+    assert "human-feedback" not in check_card(card, "dataset")["tags"]
+    assert "Which of two clips for one prompt a reward scored higher." in card
+    assert "2 of these rows were chosen by a reward" in card
+    assert "documented rule" not in card
+    save_preferences(preferences_from_rows([*rows, *preference_rows(["b", "a"])[1:]]), tmp_path / "mixed")
+    mixed = preference_card(tmp_path / "mixed", "me/mixed", license="cc-by-4.0")
+    assert "human-feedback" in check_card(mixed, "dataset")["tags"]
+    assert "Which of two clips for one prompt listeners chose." in mixed
+    assert "**2 of the 3 rows are no votes**" in mixed
 
 
 def test_a_bundled_base_is_named_but_is_no_hub_id(folders, tmp_path):

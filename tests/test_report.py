@@ -304,10 +304,13 @@ def test_the_win_rates_are_a_heat_map(tmp_path):
 
 def test_counted_votes_of_simulated_listeners_are_called_simulated(tmp_path):
     votes = [Vote("p", "x", "y", "a", simulated_listeners(1)[0].name), Vote("q", "y", "x", "a", "3fa5")]
-    assert evaluate_votes(votes, tmp_path)["raters"] == {"listeners": 2, "simulated": 1}
+    assert evaluate_votes(votes, tmp_path)["raters"] == {"listeners": 2, "simulated": 1, "rewards": 0}
     assert "1 of the 2 listeners are simulated" in (tmp_path / "index.html").read_text()
-    assert evaluate_votes(votes[1:], tmp_path)["raters"] == {"listeners": 1, "simulated": 0}
+    assert evaluate_votes(votes[1:], tmp_path)["raters"] == {"listeners": 1, "simulated": 0, "rewards": 0}
     assert "simulated" not in (tmp_path / "index.html").read_text()
+    by_reward = Vote("r", "y", "x", "a", "reward:preference:reward")
+    assert evaluate_votes([*votes[1:], by_reward], tmp_path)["raters"] == {"listeners": 2, "simulated": 0, "rewards": 1}
+    assert "1 of the 2 listeners are rewards" in (tmp_path / "index.html").read_text()
 
 
 def test_preferences_of_one_system_have_nothing_to_count(tmp_path):

@@ -149,6 +149,7 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
     sources = Counter(row["source"] for row in rows)
     models = Counter(row[name] for row in rows for name in ("chosen_model", "rejected_model"))
     labels = Counter(row["preference"] for row in rows)
+    simulated, by_rewards = (sum(row["listener"].startswith(name) for row in rows) for name in ("simulated", "reward:"))
     unlicensed = sources_without_licence(sources)
     if unlicensed and license is None:
         raise ValueError(
@@ -169,7 +170,11 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         pretty_name=repo_id.split("/")[-1],
         task_categories=["text-to-audio"],
         size_categories=[next(name for limit, name in SIZES if len(rows) < limit)],
-        tags=["musicrl", "music", "preference", "human-feedback", "audio", PAPER],
+        tags=[
+            *("musicrl", "music", "preference"),
+            *(["human-feedback"] if simulated + by_rewards < len(rows) else []),
+            *("audio", PAPER),
+        ],
         configs=[
             {
                 "config_name": "default",
@@ -197,7 +202,8 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         left_out=imported.left_out if imported is not None else {},
         collected=collected,
         models={name_of(name): count for name, count in models.most_common()},
-        simulated=sum(row["listener"].startswith("simulated") for row in rows),
+        simulated=simulated,
+        by_rewards=by_rewards,
         licence=licence,
         licence_title=LICENCES[licence],
         base="the models or votes",

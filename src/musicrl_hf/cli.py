@@ -25,6 +25,7 @@ JOBS = {  # command: module, configuration, function, what it does
         "run_evaluate",
         "compare generators, or count votes: win rates, MOS",
     ),
+    "pairs": ("labelling", "PairsJob", "run_pairs", "sample pairs that simulated listeners or a reward choose between"),
     "power": ("evaluation.power", "PowerJob", "run_power", "how many pairs a listening study needs"),
     "collect": ("collect.job", "CollectJob", "run_collect", "collect votes between clips"),
     "export": ("collect.job", "ExportJob", "run_export", "collected votes as a data set, here and on the Hub"),

@@ -9,7 +9,7 @@ preference; it says nothing about whether people would agree.
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,10 +68,10 @@ DARK_WORDS = frozenset("dark deep warm mellow muffled soft low bass sub cello tu
 
 @dataclass(frozen=True)
 class Judgement:
-    """A listener's choice: `preference` in {a, b, tie, both_bad} and `confidence` from 1 (a guess) to 5 (certain)."""
+    """A listener's choice: `preference` in {a, b, tie, both_bad} and `confidence` from 1 (a guess) to 5 (certain), or None."""
 
     preference: str
-    confidence: float
+    confidence: float | None
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,23 @@ class SimulatedListener:
 
 
 def is_simulated(listener: str) -> bool:
-    """Whether this is a simulated listener's name; people are hexadecimal hashes."""
+    """Whether this is a simulated listener's name."""
     return listener.startswith(SIMULATED)
 
 
 def is_reward(listener: str) -> bool:
     """Whether this is the name of a reward that chose in place of a listener."""
     return listener.startswith(REWARD)
+
+
+def count_listeners(names: Iterable[str]) -> dict[str, int]:
+    """How many `listeners` there are, and how many of them are `simulated` or `rewards`; the others are people."""
+    known = set(names)
+    return {
+        "listeners": len(known),
+        "simulated": sum(map(is_simulated, known)),
+        "rewards": sum(map(is_reward, known)),
+    }
 
 
 def simulated_listeners(count: int, seed: int = 0) -> list[SimulatedListener]:

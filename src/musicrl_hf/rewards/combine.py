@@ -237,8 +237,8 @@ def label_specs(specs: Sequence[str], name: str = "rewards") -> dict[str, str]:
         ValueError: the same spec twice.
 
     Example:
-        >>> label_specs(["adherence", "preference:/home/me/runs/a/reward", "preference:runs/b/reward"])
-        {'adherence': 'adherence', 'preference:a/reward': 'preference:/home/me/runs/a/reward', 'preference:b/reward': 'preference:runs/b/reward'}
+        >>> label_specs(["adherence", "preference:runs/a/reward", "preference:runs/b/reward"])
+        {'adherence': 'adherence', 'preference:a/reward': 'preference:runs/a/reward', 'preference:b/reward': 'preference:runs/b/reward'}
     """
     for parts in range(1, max((spec.count("/") for spec in specs), default=0) + 2):
         labelled = {_shortened(spec, parts): spec for spec in specs}

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..audio import read_audio
 from ..preferences.agreement import PairVote, count_agreement
 from ..preferences.codes import clip_hash
-from ..preferences.listeners import is_reward, is_simulated
+from ..preferences.listeners import count_listeners
 from ..rewards.contract import Reward, ask_reward
 
 CALIBRATION_BINS = 10  # of width 0.05, from 0.5 to 1
@@ -48,7 +48,6 @@ def accuracy_report(
     low, high = coin_interval(
         [max(counts.values()), counts.total() - max(counts.values())] for counts in by_pair.values()
     )
-    listeners = {vote.listener for vote in votes}
     agreement = count_agreement(votes)
     return {
         "accuracy": share_right(margins),
@@ -62,9 +61,7 @@ def accuracy_report(
         },
         "calibration": calibration(margins, independent=len(by_pair) == count),
         "judged_by": {
-            "listeners": len(listeners),
-            "simulated": sum(map(is_simulated, listeners)),
-            "rewards": sum(map(is_reward, listeners)),
+            **count_listeners(vote.listener for vote in votes),
             "agreement": agreement.share,
             "shared_pairs": agreement.pairs,
             "comparisons": agreement.comparisons,
