@@ -259,6 +259,12 @@ def _notes(result: Mapping[str, Any]) -> str:
     ]
     if result["kind"] == "models":
         notes.append("Raters heard, and this page plays, all clips at the same loudness (-23 LUFS).")
+    if best := result.get("best_of"):
+        notes.append(
+            f"{escape(best['model'])}: of {best['n']} clips that {escape(best['of'])} plays, the one that the reward "
+            f"{escape(best['reward'])} scores highest. That reward's own column says how well it was followed, not how good "
+            "the clips are."
+        )
     if "mos" in result:
         notes.append("The Wilcoxon signed rank test compares the prompts' mean ratings.")
     settings = [*result.get("settings", {}).items(), ("created", result["created_at"])]
