@@ -39,6 +39,21 @@ def test_generate_writes_clips(model, tmp_path):
     assert {path.name for path in tmp_path.glob("many*")} == {"many_1.flac", "many_2.flac"}
 
 
+def test_generate_keeps_the_best_of_several_by_a_reward(model, tmp_path, capsys):
+    words = ["generate", "slow piano", "--model", model, "--duration_s", "0.5", "--seed", "3"]
+    reward = ["--reward", f"2*{__name__}:loudness_reward"]
+    assert main([*words, "-o", str(tmp_path / "plain.wav")]) == 0
+    assert main([*words, *reward, "-o", str(tmp_path / "one.wav")]) == 0
+    assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "plain.wav").read_bytes()
+    capsys.readouterr()
+    assert main([*words, *reward, "--best_of", "4", "-n", "2", "-o", str(tmp_path / "best.wav")]) == 0
+    told = re.findall(r"Wrote (.*) \((.*) (-?\d+\.\d+), best of 4\)", capsys.readouterr().out)
+    assert [Path(path).name for path, _, _ in told] == ["best_1.wav", "best_2.wav"]
+    for path, label, score in told:
+        assert label == f"2*{__name__}:loudness_reward"
+        assert float(score) == pytest.approx(2 * float(read_audio(path)[0].square().mean()), abs=1e-3)
+
+
 def test_the_default_file_is_never_written_over(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["generate", "slow piano", "--model", model, "--duration_s", "0.5", "--seed", "3"]
@@ -191,6 +206,8 @@ def test_every_job_explains_its_fields(job, capsys):
         (["generate", "piano", "--duration", "31"], r"`duration_s` must be in \(0, 30\]"),
         (["generate", "piano", "-o", "clip.mp4"], "`output` must end in .wav or .flac"),
         (["generate", "piano", "-n", "0"], "`number` must be at least 1"),
+        (["generate", "piano", "--best_of", "4"], "`best_of` is 4, and `reward` is not given"),
+        (["generate", "piano", "--best_of", "0", "--reward", "quality"], "`best_of` is 0"),
         (["generate", " "], "`prompt` is ' ': say what to play"),
         (["generate", "piano", "--duration_s", "31"], r"`duration_s` must be in \(0, 30\]"),
         (["generate", "piano", "--temperature", "0"], "`temperature` must be above 0"),

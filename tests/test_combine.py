@@ -14,6 +14,7 @@ from musicrl_hf.rewards import (
     load_rewards,
     score_clips,
 )
+from musicrl_hf.rewards.combine import label_specs
 
 RATE = 16000
 PROMPTS = ["pop", "slow jazz", "rock"]
@@ -233,3 +234,15 @@ def test_score_clips_refuses_what_it_cannot_score(folders, tmp_path):
         score_clips(adherence, "pop", [])
     with pytest.raises(ValueError, match="2 texts for 1 clips"):
         score_clips(adherence, ["pop", "jazz"], [tmp_path / "a.wav"])
+
+
+def test_labels_show_no_more_of_a_path_than_tells_rewards_apart():
+    specs = ["quality", "preference:/home/me/runs/a/reward", "0.5*preference:runs/b/reward/ + 0.5*quality:org/name"]
+    assert list(label_specs(specs)) == ["quality", "preference:reward", "0.5*preference:reward + 0.5*quality:name"]
+    assert label_specs(specs)["preference:reward"] == specs[1]
+    apart = label_specs(["preference:/home/me/a/reward", "preference:b/reward"])
+    assert list(apart) == ["preference:a/reward", "preference:b/reward"]
+    assert label_specs([]) == {}
+    for twice in (["quality", "quality"], ["preference:a/r", "preference:a/r/"]):
+        with pytest.raises(ValueError, match="`rewards` names a reward twice"):
+            label_specs(twice)

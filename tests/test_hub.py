@@ -158,11 +158,44 @@ def test_the_card_of_preferences_counts_its_rows(folders):
         "both bad | 1",
         "prompts | 3",
         "listeners | 5",
+        "listeners who are simulated | 1",
         "own | 5",
     ]:
         assert f"| {line} |" in card
     assert "| model-x | 5 |" in card
     assert "1 of these rows were chosen by a documented rule" in card
+    assert "a reward" not in card.split("## Columns")[0]
+
+
+def test_what_a_reward_chose_is_not_called_a_vote(tmp_path):
+    rows = [row | {"listener": "reward:quality"} for row in preference_rows(["a", "b"])]
+    save_preferences(preferences_from_rows(rows), tmp_path / "labelled")
+    card = preference_card(tmp_path / "labelled", "me/labelled", license="cc-by-4.0")
+    assert "human-feedback" not in check_card(card, "dataset")["tags"]
+    assert "Which of two clips for one prompt a reward scored higher." in card
+    assert "2 of these rows were chosen by a reward" in card
+    assert "| listeners who are rewards | 1 |" in card
+    assert "documented rule" not in card
+    save_preferences(preferences_from_rows([*rows, *preference_rows(["b", "a"])[1:]]), tmp_path / "mixed")
+    mixed = preference_card(tmp_path / "mixed", "me/mixed", license="cc-by-4.0")
+    assert "human-feedback" in check_card(mixed, "dataset")["tags"]
+    assert "Which of two clips for one prompt listeners chose." in mixed
+    assert "**2 of the 3 rows are no votes**" in mixed
+
+
+def test_a_model_learned_from_no_people_says_so(folders, tmp_path):
+    shutil.copytree(folders / "generator", tmp_path / "tuned")
+    judges = {"listeners": 3, "simulated": 2, "rewards": 1, "agreement": None}
+    write_record(tmp_path / "tuned", Record(base_model="musicrl-tiny", method="DPO", metrics={"judged_by": judges}))
+    card = model_card(tmp_path / "tuned", "me/tuned", license="mit")
+    assert (
+        "It was tuned on choices of 3 listeners, of whom 2 are simulated (rules on the waveform) and 1 rewards" in card
+    )
+    assert "| judged by, listeners | 3 |" in card
+    assert "agreement" not in card, "what is not defined is not shown"
+    judges |= {"simulated": 0, "rewards": 0}
+    write_record(tmp_path / "tuned", Record(base_model="musicrl-tiny", method="DPO", metrics={"judged_by": judges}))
+    assert "not people" not in model_card(tmp_path / "tuned", "me/tuned", license="mit")
 
 
 def test_a_bundled_base_is_named_but_is_no_hub_id(folders, tmp_path):

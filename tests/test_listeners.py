@@ -208,6 +208,23 @@ def test_sampled_pairs_hold_the_clips_and_the_codes_that_made_them(tmp_path):
     assert torch.equal(torch.tensor(ds[0][f"{first}_codes"]), seeded)
 
 
+def test_several_listeners_vote_on_the_same_two_clips(tmp_path):
+    prompts = ["slow air", "fast reel", "jazz"]
+    once = load_preferences(sample_pairs(tiny_generator(), prompts, tmp_path / "once", **options()))
+    twice = load_preferences(sample_pairs(tiny_generator(), prompts, tmp_path / "twice", **options(votes_per_pair=2)))
+    names = [listener.name for listener in simulated_listeners(3)]
+    assert list(twice["prompt"]) == [prompt for prompt in prompts for _ in range(2)]
+    assert list(twice["listener"]) == [names[turn] for turn in (0, 1, 2, 0, 1, 2)], "in turn"
+
+    def clips(row):
+        return {(row[f"{side}_seed"], row[side]["bytes"], str(row[f"{side}_codes"])) for side in ("chosen", "rejected")}
+
+    for number in range(3):
+        assert clips(twice[2 * number]) == clips(twice[2 * number + 1]) == clips(once[number])
+    # The first listener of the first pair is asked the same as where each pair has one.
+    assert {**twice[0], "created_at": ""} == {**once[0], "created_at": ""}
+
+
 class Louder:
     """Prefers the louder clip: with clips at equal loudness it has nothing to go by."""
 
@@ -266,6 +283,12 @@ def test_wrong_sampling_options_are_refused(tmp_path):
     for changes, message in (
         ({"prompts": []}, "0 pairs for 3 listeners"),
         ({"listeners": []}, "1 pairs for 0 listeners"),
+        ({"votes_per_pair": 4}, "votes_per_pair is 4, and there are 3 listeners"),
+        ({"votes_per_pair": 0}, "votes_per_pair is 0"),
+        (
+            {"votes_per_pair": 2, "listeners": [*simulated_listeners(1), *simulated_listeners(1)]},
+            "there are 1 listeners",
+        ),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"against_name": "x"}, "against_name is 'x'"),
         ({"against": tiny_generator(audio_channels=2), "against_name": "x"}, "differ in"),

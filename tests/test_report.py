@@ -20,6 +20,7 @@ from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
 from musicrl_hf.preferences.schema import Vote, preferences_from_rows, save_preferences
+from musicrl_hf.rewards.best_of import best_of
 
 ATTACK = 'a slow <script>alert("x")</script> & "air"'
 PROMPTS = ["slow air", "fast reel", ATTACK, "jazz piano", "loud rock"]
@@ -169,6 +170,52 @@ def test_few_prompts_are_warned_of_on_the_page_and_in_the_terminal(tmp_path, cap
     assert ("too few to tell systems apart" in page.read_text()) is warned
 
 
+def test_best_of_n_is_a_system_beside_the_others(study, tmp_path):
+    _, models, plain = study
+    result = evaluate_models(
+        models,
+        PROMPTS,
+        tmp_path,
+        listeners=simulated_listeners(7),
+        rewards={"level": level},
+        best_of=3,
+        best_of_reward=level,
+        best_of_name="level",
+        duration_s=1.0,
+        batch_size=4,
+        players=3,
+        seed=3,
+    )
+    assert result["models"] == ["base", "tuned <1>", "base best of 3"]
+    assert result["best_of"] == {"model": "base best of 3", "of": "base", "n": 3, "reward": "level"}
+    assert plain["best_of"] is None
+    assert result["metrics"]["base"] == plain["metrics"]["base"], "the others are played as without it"
+    options = {"top_k": None, "guidance_scale": 1.0, "duration_s": 1.0}
+    kept = [
+        best_of(models["base"], [p for p in PROMPTS[i : i + 2] for _ in range(2)], 3, level, seed=3 + i, **options)
+        for i in (0, 2, 4)
+    ]
+    means = {mean["model"]: mean["mean"] for mean in result["rewards"]["level"]["means"]}
+    assert means["base best of 3"] == pytest.approx(float(torch.cat([scores for _, scores in kept]).mean()), rel=1e-4)
+    assert means["base best of 3"] > means["base"]
+    text = "".join(Page((tmp_path / "index.html").read_text()).text)
+    assert "base best of 3: of 3 clips that base plays, the one that the reward level scores highest." in text
+
+
+def test_best_of_n_needs_a_reward_and_models():
+    good = {"models": ["musicrl-tiny"], "prompts": "p.txt", "out": "out"}
+    for change in (
+        {"best_of": 4},
+        {"best_of": 0, "best_of_reward": ["quality"]},
+        {"best_of_reward": ["quality"]},
+        {"models": [], "votes": "v.csv", "best_of": 2, "best_of_reward": ["quality"]},
+    ):
+        with pytest.raises(ValueError, match="best_of is .* and best_of_reward is"):
+            EvaluateJob(**good | change)
+    with pytest.raises(ValueError, match="`rewards` names a reward twice"):
+        EvaluateJob(**good | {"rewards": ["quality", "quality"]})
+
+
 def test_one_model_is_measured_but_not_compared(tmp_path):
     result = evaluate_models(
         {"only": tiny_generator()}, ["slow air"], tmp_path, listeners=simulated_listeners(3), duration_s=0.5,
@@ -304,10 +351,13 @@ def test_the_win_rates_are_a_heat_map(tmp_path):
 
 def test_counted_votes_of_simulated_listeners_are_called_simulated(tmp_path):
     votes = [Vote("p", "x", "y", "a", simulated_listeners(1)[0].name), Vote("q", "y", "x", "a", "3fa5")]
-    assert evaluate_votes(votes, tmp_path)["raters"] == {"listeners": 2, "simulated": 1}
+    assert evaluate_votes(votes, tmp_path)["raters"] == {"listeners": 2, "simulated": 1, "rewards": 0}
     assert "1 of the 2 listeners are simulated" in (tmp_path / "index.html").read_text()
-    assert evaluate_votes(votes[1:], tmp_path)["raters"] == {"listeners": 1, "simulated": 0}
+    assert evaluate_votes(votes[1:], tmp_path)["raters"] == {"listeners": 1, "simulated": 0, "rewards": 0}
     assert "simulated" not in (tmp_path / "index.html").read_text()
+    by_reward = Vote("r", "y", "x", "a", "reward:preference:reward")
+    assert evaluate_votes([*votes[1:], by_reward], tmp_path)["raters"] == {"listeners": 2, "simulated": 0, "rewards": 1}
+    assert "1 of the 2 listeners are rewards" in (tmp_path / "index.html").read_text()
 
 
 def test_preferences_of_one_system_have_nothing_to_count(tmp_path):

@@ -19,8 +19,6 @@ from musicrl_hf.training.reward import (
     FlatPreferenceModel,
     RewardJob,
     TabledPreferenceModel,
-    accuracy_line,
-    accuracy_report,
     bradley_terry_pairs,
     run_reward,
     split_preferences,
@@ -211,6 +209,45 @@ def test_training_learns_the_listener_and_leaves_a_whole_folder(preferences, gen
     assert not (tmp_path / "README.md").exists()
 
 
+def middle_seconds(prompts, audio, sampling_rate):
+    """A reward for tests: 1 where the clip lasts as long as the crop, and nothing where it does not."""
+    assert audio.shape == (1, 1, int(0.2 * sampling_rate)), "one clip at a time, of the cropped seconds"
+    return torch.ones(len(prompts))
+
+
+def cleanness(prompts, audio, sampling_rate):
+    """The listener of these tests: the less the clip changes from sample to sample, the better."""
+    return -audio.diff(dim=-1).abs().mean((1, 2))
+
+
+def test_baselines_are_tested_on_the_same_held_out_votes(preferences, generator_folder, tmp_path, capsys):
+    names = [f"{__name__}:{function.__name__}" for function in (middle_seconds, cleanness)]
+    run_reward(generator_job(preferences, generator_folder, tmp_path, max_steps=1, crop_s=0.2, baselines=names))
+    result = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    votes = result["n_votes"]
+    assert result["baselines"] == {
+        names[0]: {"accuracy": 0.5, "n_votes": votes, "equal_scores": votes},
+        names[1]: {"accuracy": 1.0, "n_votes": votes, "equal_scores": 0},
+    }
+    assert f'"The higher {names[1]} wins" is right in 100.0% of them' in capsys.readouterr().out
+    assert result["judged_by"] == {
+        "listeners": 1,
+        "simulated": 0,
+        "rewards": 0,
+        "agreement": None,
+        "shared_pairs": 0,
+        "comparisons": 0,
+    }
+
+
+def test_a_baseline_that_is_not_there_is_told_before_training(preferences, generator_folder, tmp_path):
+    with pytest.raises(ValueError, match="`reward` = 'loudest' is unknown"):
+        run_reward(generator_job(preferences, generator_folder, tmp_path / "out", baselines=["loudest"]))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="`baselines` names a reward twice"):
+        RewardJob(preferences="prefs", output_dir="out", baselines=["quality", "quality"])
+
+
 def test_codec_and_text_encoder_stay_as_they_were(preferences, generator_folder, tmp_path):
     run_reward(generator_job(preferences, generator_folder, tmp_path, learning_rate=1e-2))
     before, after = tiny_generator().state_dict(), AutoModel.from_pretrained(tmp_path).generator.state_dict()
@@ -282,24 +319,6 @@ def test_split_by_generator_keeps_it_and_its_prompts_out_of_training(preferences
     assert "other" not in split["train"]["chosen_model"]
     assert set(split["test"]["chosen_model"]) == {"other"}
     assert not set(split["train"]["prompt"]) & set(split["test"]["prompt"])
-
-
-def test_accuracy_report_by_hand():
-    margins = torch.tensor([1.0, -1.0, 0.0, 2.0])
-    report = accuracy_report(margins, [("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")])
-    assert report["accuracy"] == (1 + 0 + 0.5 + 1) / 4
-    assert report["by_models"] == {
-        "a / b": {"accuracy": 0.5, "n_pairs": 2},
-        "a / c": {"accuracy": 0.75, "n_pairs": 2},
-    }
-    by_hand = sum(math.log(1 + math.exp(-m)) for m in margins.tolist()) / 4
-    assert report["log_loss"] == pytest.approx(by_hand, abs=1e-6)
-    # 100 coins: 40 to 60 heads hold at least 95 % of the probability.
-    hundred = accuracy_report(torch.tensor([1.0] * 70 + [-1.0] * 30), [("a", "b")] * 100)
-    assert hundred["chance_interval"] == [0.4, 0.6]
-    assert accuracy_line(hundred) == (
-        "Accuracy on 100 held-out pairs: 70.0% (in 95 % of cases a coin gets between 40.0% and 60.0% of them right)"
-    )
 
 
 @pytest.mark.parametrize(

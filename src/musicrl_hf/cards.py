@@ -149,6 +149,11 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
     sources = Counter(row["source"] for row in rows)
     models = Counter(row[name] for row in rows for name in ("chosen_model", "rejected_model"))
     labels = Counter(row["preference"] for row in rows)
+    listeners = Counter(row["listener"] for row in rows)
+    simulated, by_rewards = (
+        {name: count for name, count in listeners.items() if name.startswith(prefix)}
+        for prefix in ("simulated", "reward:")
+    )
     unlicensed = sources_without_licence(sources)
     if unlicensed and license is None:
         raise ValueError(
@@ -169,7 +174,11 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         pretty_name=repo_id.split("/")[-1],
         task_categories=["text-to-audio"],
         size_categories=[next(name for limit, name in SIZES if len(rows) < limit)],
-        tags=["musicrl", "music", "preference", "human-feedback", "audio", PAPER],
+        tags=[
+            *("musicrl", "music", "preference"),
+            *(["human-feedback"] if len(simulated) + len(by_rewards) < len(listeners) else []),
+            *("audio", PAPER),
+        ],
         configs=[
             {
                 "config_name": "default",
@@ -183,7 +192,9 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         "ties": labels["tie"],
         "both bad": labels["both_bad"],
         "prompts": len({row["prompt"] for row in rows}),
-        "listeners": len({row["listener"] for row in rows}),
+        "listeners": len(listeners),
+        **({"listeners who are simulated": len(simulated)} if simulated else {}),
+        **({"listeners who are rewards": len(by_rewards)} if by_rewards else {}),
         "splits": ", ".join(splits),
     }
     return _render(
@@ -197,7 +208,8 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         left_out=imported.left_out if imported is not None else {},
         collected=collected,
         models={name_of(name): count for name, count in models.most_common()},
-        simulated=sum(row["listener"].startswith("simulated") for row in rows),
+        simulated=sum(simulated.values()),
+        by_rewards=sum(by_rewards.values()),
         licence=licence,
         licence_title=LICENCES[licence],
         base="the models or votes",

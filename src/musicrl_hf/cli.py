@@ -25,6 +25,7 @@ JOBS = {  # command: module, configuration, function, what it does
         "run_evaluate",
         "compare generators, or count votes: win rates, MOS",
     ),
+    "pairs": ("labelling", "PairsJob", "run_pairs", "sample pairs that simulated listeners or a reward choose between"),
     "power": ("evaluation.power", "PowerJob", "run_power", "how many pairs a listening study needs"),
     "collect": ("collect.job", "CollectJob", "run_collect", "collect votes between clips"),
     "export": ("collect.job", "ExportJob", "run_export", "collected votes as a data set, here and on the Hub"),
@@ -116,6 +117,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     generate.add_argument(
         "--guidance_scale", type=float, default=3.0, help="classifier-free guidance, 1 for none (3.0)"
     )
+    generate.add_argument(
+        "--best_of", type=int, default=1, help="sample so many and keep the one that --reward prefers (1)"
+    )
+    generate.add_argument("--reward", action="append", default=[], help=_REWARD_SUM_HELP)
     generate.add_argument("--device", help=_DEVICE_HELP)
     generate.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16 (float32)")
     generate.set_defaults(run=_generate)
@@ -181,10 +186,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 _DEVICE_HELP = "cpu, cuda, mps ... (the accelerator that there is, else the CPU)"
-_REWARD_HELP = (
+_REWARD_FORMS = (
     'adherence[:MODEL], quality[:MODEL], preference:MODEL or module:function, each with "weight*" before it if wanted; '
-    "give --reward several times to see several"
 )
+_REWARD_HELP = f"{_REWARD_FORMS}give --reward several times to see several"
+_REWARD_SUM_HELP = f"{_REWARD_FORMS}several are added up"
 
 
 def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -220,12 +226,19 @@ def _generate(arguments: argparse.Namespace) -> None:
     from .devices import find_device, find_dtype
     from .generator import load_generator
     from .places import find_model
+    from .rewards.best_of import best_of
+    from .rewards.combine import find_rewards, label_specs, move_reward
     from .sampling import check_sampling
 
     if not arguments.prompt.strip():
         raise ValueError(f"`prompt` is {arguments.prompt!r}: say what to play, such as 'a slow air played by a flute'.")
     if arguments.number < 1:
         raise ValueError(f"`number` must be at least 1, got {arguments.number}.")
+    if arguments.best_of < 1 or (arguments.best_of > 1 and not arguments.reward):
+        raise ValueError(
+            f"`best_of` is {arguments.best_of}, and `reward` {arguments.reward or 'is not given'}: give a number of 1 or more, and "
+            "above 1 a --reward to choose by, such as --reward quality."
+        )
     if not 0 < arguments.duration <= MAX_DURATION_S:
         raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {arguments.duration!r}.")
     check_sampling(arguments.temperature, None, arguments.guidance_scale, frames=1)
@@ -240,17 +253,28 @@ def _generate(arguments: argparse.Namespace) -> None:
             f"`output`: {there[0]} is there already; name a file, as in -o another.wav or -o {output}."
         )
     find_model(arguments.model, "musicgen", "model")
-    model = load_generator(arguments.model, dtype=find_dtype(arguments.dtype), device=find_device(arguments.device))
-    clips = model.sample(
-        [arguments.prompt] * arguments.number,
-        duration_s=arguments.duration,
-        temperature=arguments.temperature,
-        guidance_scale=arguments.guidance_scale,
-        seed=arguments.seed,
-    )
-    for path, audio in zip(paths, clips.audio, strict=True):
+    load_reward = find_rewards(arguments.reward) if arguments.reward else None
+    device = find_device(arguments.device)
+    model = load_generator(arguments.model, dtype=find_dtype(arguments.dtype), device=device)
+    prompts = [arguments.prompt] * arguments.number
+    options = {
+        "duration_s": arguments.duration,
+        "temperature": arguments.temperature,
+        "guidance_scale": arguments.guidance_scale,
+        "seed": arguments.seed,
+    }
+    notes = [""] * arguments.number
+    if load_reward is None:
+        clips = model.sample(prompts, **options)
+    else:
+        reward = load_reward()
+        move_reward(reward, device)
+        (label,) = label_specs([" + ".join(arguments.reward)])
+        clips, scores = best_of(model, prompts, arguments.best_of, reward, **options)
+        notes = [f" ({label} {score:.4f}, best of {arguments.best_of})" for score in scores.tolist()]
+    for path, audio, note in zip(paths, clips.audio, notes, strict=True):
         write_audio(path, audio, clips.sampling_rate)
-        print(f"Wrote {path}")
+        print(f"Wrote {path}{note}")
 
 
 def _score(arguments: argparse.Namespace) -> None:

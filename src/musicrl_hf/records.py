@@ -55,8 +55,8 @@ class Record:
 
     @property
     def metric_rows(self) -> dict[str, str]:
-        """`metrics` as a card shows them: flat, in words, numbers to four digits."""
-        return {name.replace("_", " "): value for name, value in _flatten(self.metrics)}
+        """`metrics` as a card shows them: flat, in words, numbers to four digits, without what is not defined."""
+        return {name.replace("_", " "): value for name, value in _flatten(self.metrics) if value != "None"}
 
     @property
     def config_rows(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..preferences.data_files import reading_parquet
-from ..preferences.listeners import is_simulated
+from ..preferences.listeners import count_listeners
 from ..preferences.schema import SCORE_COLUMNS, Vote
 from .win_rates import (
     Rating,
@@ -36,7 +36,6 @@ def count_votes(votes: Sequence[Vote], ratings: Sequence[Rating] = (), *, seed: 
     """
     if not votes:
         raise ValueError("there are no votes between two systems: there is nothing to count")
-    listeners = {vote.listener for vote in votes if vote.listener}
     overall = [win_rate(votes, name, seed=seed) for name in models_of(votes)]
     overall.sort(key=lambda rate: (rate.win_rate != rate.win_rate, -rate.win_rate, rate.model))
     names = [rate.model for rate in overall]
@@ -46,7 +45,7 @@ def count_votes(votes: Sequence[Vote], ratings: Sequence[Rating] = (), *, seed: 
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "models": names,
         "votes": len(votes),
-        "raters": {"listeners": len(listeners), "simulated": sum(is_simulated(who) for who in listeners)},
+        "raters": count_listeners(vote.listener for vote in votes if vote.listener),
         "prompts": len({vote.prompt for vote in votes}),
         "overall": [as_json(rate) for rate in overall],
         "win_rates": rates,

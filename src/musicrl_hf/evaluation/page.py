@@ -92,9 +92,10 @@ def _summary(result: Mapping[str, Any]) -> str:
     few, raters = _few(result), result["raters"]
     if result["kind"] == "votes":
         text = f"{_count(result['votes'], 'vote')} on {_count(result['prompts'], 'prompt')} between "
-        who = f"{raters['simulated']} of the {_count(raters['listeners'], 'listener')}"
-        simulated = _simulated(who) if raters["simulated"] else ""
-        return f'<p class="lede">{text}{len(result["models"])} systems.</p>{few}{simulated}'
+        of_all = f"of the {_count(raters['listeners'], 'listener')}"
+        simulated = _simulated(f"{raters['simulated']} {of_all}") if raters["simulated"] else ""
+        rewards = _chosen_by_rewards(f"{raters['rewards']} {of_all}") if raters["rewards"] else ""
+        return f'<p class="lede">{text}{len(result["models"])} systems.</p>{few}{simulated}{rewards}'
     text = (
         f"{_count(len(result['models']), 'generator')} on the same {_count(result['prompts'], 'prompt')}, "
         f"{_count(raters['clips_per_prompt'], 'clip')} of {result['settings']['duration_s']:g} s each, "
@@ -111,6 +112,13 @@ def _simulated(who: str) -> str:
     return (
         f'<p class="notice"><strong>{who} are simulated</strong>: rules on the waveform and the prompt, not people. The page '
         "shows whether their taste was learned; it does not show what people would prefer.</p>"
+    )
+
+
+def _chosen_by_rewards(who: str) -> str:
+    return (
+        f'<p class="notice"><strong>{who} are rewards</strong>: they chose the clip that a model scored higher, in place of '
+        "people.</p>"
     )
 
 
@@ -251,6 +259,12 @@ def _notes(result: Mapping[str, Any]) -> str:
     ]
     if result["kind"] == "models":
         notes.append("Raters heard, and this page plays, all clips at the same loudness (-23 LUFS).")
+    if best := result.get("best_of"):
+        notes.append(
+            f"{escape(best['model'])}: of {best['n']} clips that {escape(best['of'])} plays, the one that the reward "
+            f"{escape(best['reward'])} scores highest. That reward's own column says how well it was followed, not how good "
+            "the clips are."
+        )
     if "mos" in result:
         notes.append("The Wilcoxon signed rank test compares the prompts' mean ratings.")
     settings = [*result.get("settings", {}).items(), ("created", result["created_at"])]

@@ -5,13 +5,13 @@ import csv
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +19,19 @@ from tqdm.auto import tqdm
 
 from ..audio import atomic_path, audio_bytes, match_loudness
 from ..devices import find_device, find_dtype
-from ..generator import MusicRLForConditionalGeneration, load_generator
+from ..generator import Clips, MusicRLForConditionalGeneration, load_generator
 from ..places import check_output, find_model
 from ..preferences.importers import VOTE_COLUMNS, read_votes
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
-from ..preferences.schema import Vote, normalise_prompt, read_prompts
+from ..preferences.schema import Vote, read_prompts
 from ..records import read_collection
 from ..rewards import Reward
-from ..rewards.combine import find_reward, move_reward
+from ..rewards.combine import find_reward, find_rewards, label_specs, move_reward
 from ..rewards.contract import ask_reward
 from .counting import count_votes, ranking, ratings_in
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import few_prompts, render_page
+from .study import Rater, best_of_player, check_study, sample_study
 from .win_rates import (
     MeanScore,
     Rating,
@@ -48,15 +49,6 @@ PAGE_FILE = "index.html"
 _NGRAM = 4
 
 
-class Rater(Protocol):
-    """Whoever rates clips from 1 to 5; `name` identifies them."""
-
-    @property
-    def name(self) -> str: ...
-
-    def rate(self, prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor: ...
-
-
 @dataclass(kw_only=True)
 class EvaluateJob:
     """What `musicrl evaluate` takes: generators to compare, or a table of votes to count."""
@@ -71,6 +63,15 @@ class EvaluateJob:
     )
     out: str = field(metadata={"help": "folder for results.json, index.html, votes.csv and clips/"})
     rewards: list[str] = field(default_factory=list, metadata={"help": "rewards to score the clips with as well"})
+    best_of: int = field(
+        default=1,
+        metadata={
+            "help": "above 1, one more system: the first model, of so many clips each time the one that best_of_reward prefers"
+        },
+    )
+    best_of_reward: list[str] = field(
+        default_factory=list, metadata={"help": "reward of best_of; several are added up, each with weight* if wanted"}
+    )
     listeners: int = field(default=12, metadata={"help": "size of the population of simulated listeners"})
     raters_per_clip: int = field(default=3, metadata={"help": "listeners who rate each clip; the paper has 3"})
     duration_s: float = field(default=5.0, metadata={"help": "seconds a clip"})
@@ -93,7 +94,13 @@ class EvaluateJob:
             raise ValueError(f"models is {self.models} and votes is {self.votes!r}: give generators or a vote table")
         if self.models and self.prompts is None:
             raise ValueError("prompts is not given: name a text file with one prompt a line")
+        if self.best_of < 1 or (self.best_of > 1) != bool(self.best_of_reward) or (self.votes and self.best_of > 1):
+            raise ValueError(
+                f"best_of is {self.best_of} and best_of_reward is {self.best_of_reward}: give both, for models that are "
+                "sampled here, as in --best_of 4 --best_of_reward quality"
+            )
         label_models(self.models)
+        label_specs(self.rewards)
 
 
 def run_evaluate(job: EvaluateJob) -> Path:
@@ -110,10 +117,12 @@ def _evaluate(job: EvaluateJob, out: Path) -> dict[str, Any]:
     models = label_models(job.models)
     for name in models.values():
         find_model(name, "musicgen", "models")
-    find_rewards = {_reward_label(spec): find_reward(spec) for spec in job.rewards}
+    loaders = {label: find_reward(spec) for label, spec in label_specs(job.rewards).items()}
+    load_chooser = find_rewards(job.best_of_reward) if job.best_of > 1 else None
     device, dtype = find_device(job.device), find_dtype(job.dtype)
-    rewards = {label: load() for label, load in find_rewards.items()}
-    for reward in rewards.values():
+    rewards = {label: load() for label, load in loaders.items()}
+    chooser = None if load_chooser is None else load_chooser()
+    for reward in [*rewards.values(), *([chooser] if chooser else [])]:
         move_reward(reward, device)
     return evaluate_models(
         models,
@@ -121,6 +130,9 @@ def _evaluate(job: EvaluateJob, out: Path) -> dict[str, Any]:
         out,
         listeners=simulated_listeners(job.listeners, job.seed),
         rewards=rewards,
+        best_of=job.best_of,
+        best_of_reward=chooser,
+        best_of_name=next(iter(label_specs([" + ".join(job.best_of_reward)]))),
         load=partial(load_generator, device=device, dtype=dtype),
         raters_per_clip=job.raters_per_clip,
         duration_s=job.duration_s,
@@ -141,6 +153,9 @@ def evaluate_models(
     *,
     listeners: Sequence[Rater],
     rewards: Mapping[str, Reward] | None = None,
+    best_of: int = 1,
+    best_of_reward: Reward | None = None,
+    best_of_name: str = "reward",
     raters_per_clip: int = 3,
     duration_s: float = 5.0,
     samples_per_prompt: int = 2,
@@ -163,6 +178,9 @@ def evaluate_models(
         out_dir: gets `results.json`, `index.html`, `votes.csv` (which `evaluate_votes` reads) and `clips/`.
         listeners: for example `simulated_listeners(12)`.
         rewards: label -> reward; each gives a mean, and win rates in which the higher reward wins.
+        best_of, best_of_reward: above 1, the first model is there once more, called "LABEL best of N", of whose N clips each
+            time the one is kept that this reward scores highest (see `rewards.best_of`).
+        best_of_name: what the page calls that reward.
         raters_per_clip: how many of the listeners rate the clips of a prompt; they take turns.
         duration_s: seconds a clip.
         samples_per_prompt: each is rated, by other listeners than the others, and stands against the other models'
@@ -178,7 +196,14 @@ def evaluate_models(
         ValueError: for no models, no prompts, the same prompt twice, too few listeners, or numbers below 1.
     """
     prompts = list(prompts)
-    _check_study(models, prompts, listeners, raters_per_clip, samples_per_prompt, batch_size)
+    check_study(models, prompts, listeners, raters_per_clip, samples_per_prompt, batch_size)
+    systems, best_label = dict(models), None
+    if best_of > 1:
+        first = next(iter(models))
+        best_label = f"{first} best of {best_of}"
+        if best_of_reward is None or best_label in models:
+            raise ValueError(f"best_of is {best_of}: give best_of_reward, and call no other model {best_label!r}")
+        systems[best_label] = models[first]
     started = time.monotonic()
     out_dir, rewards = Path(out_dir), dict(rewards or {})
     sampling = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale, "duration_s": duration_s}
@@ -191,16 +216,19 @@ def evaluate_models(
     played: dict[int, dict[str, Any]] = {
         number: {"prompt": prompts[number], "clips": {}, "scores": {}} for number in sorted(shown)
     }
-    with tqdm(total=len(models) * len(prompts), desc="evaluating") as bar:
-        for label, source in models.items():
+    with tqdm(total=len(systems) * len(prompts), desc="evaluating") as bar:
+        for label, source in systems.items():
             model = load(source).eval() if isinstance(source, str) else source
+            play: Callable[..., Clips] = model.sample
+            if label == best_label and best_of_reward is not None:
+                play = best_of_player(model, best_of, best_of_reward, best_of_name)
             collected: dict[str, list[tuple[str, float]]] = {}
             codes: list[Tensor] = []
             rated[label] = []
             for name in scores:
                 scores[name][label] = []
-            for number, prompt, own_codes, audio in _sample(
-                model, prompts, samples_per_prompt, batch_size, seed, sampling
+            for number, prompt, own_codes, audio in sample_study(
+                play, prompts, samples_per_prompt, batch_size, seed, sampling
             ):
                 rate = model.sampling_rate
                 codes.extend(own_codes)
@@ -234,7 +262,8 @@ def evaluate_models(
         "kind": "models",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
-        "models": list(models),
+        "models": list(systems),
+        "best_of": best_label and {"model": best_label, "of": next(iter(models)), "n": best_of, "reward": best_of_name},
         "prompts": len(prompts),
         "settings": sampling | {"samples_per_prompt": samples_per_prompt, "seed": seed},
         "raters": {
@@ -246,7 +275,7 @@ def evaluate_models(
         "mos": [as_json(score) for score in mean_opinion_scores(ratings, seed=seed)],
         "win_rates": [
             as_json(rate) | {"wilcoxon_p": wilcoxon_signed_rank(ratings, rate.model, rate.against)[0]}
-            for rate in win_rate_matrix(votes, list(models), seed=seed)
+            for rate in win_rate_matrix(votes, list(systems), seed=seed)
         ],
         **ranking(votes, seed),
         "rewards": {name: _reward_result(scores[name], seed) for name in rewards},
@@ -312,58 +341,6 @@ def label_models(names: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"models is {list(names)}: {label!r} is there twice; write label=name to tell them apart")
         labelled[label] = name
     return labelled
-
-
-def _reward_label(spec: str) -> str:
-    """A reward's spec without the folders of its path: what a table can show."""
-    kind, separator, name = spec.partition(":")
-    return f"{kind}{separator}{Path(name).name}"
-
-
-def _check_study(
-    models: Mapping[str, Any],
-    prompts: Sequence[str],
-    listeners: Sequence[Rater],
-    raters_per_clip: int,
-    samples_per_prompt: int,
-    batch_size: int,
-) -> None:
-    if not models:
-        raise ValueError("models is empty: give at least one generator")
-    for source in models.values():
-        if isinstance(source, str):
-            find_model(source, "musicgen", "models")  # a wrong name is told before minutes of sampling
-    spelled = [normalise_prompt(prompt) for prompt in prompts]
-    twice = sorted({prompt for prompt in spelled if spelled.count(prompt) > 1})
-    if not prompts or twice or not all(spelled):
-        raise ValueError(f"prompts has {len(prompts)} texts, twice or empty: {twice}: give each prompt once")
-    numbers = {"raters_per_clip": raters_per_clip, "samples_per_prompt": samples_per_prompt, "batch_size": batch_size}
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it has to be 1 or more")
-    if raters_per_clip * samples_per_prompt > len(listeners):
-        raise ValueError(
-            f"raters_per_clip x samples_per_prompt is {raters_per_clip} x {samples_per_prompt}, but there are "
-            f"{len(listeners)} listeners: have more of them, so that nobody rates two clips of a model for one prompt"
-        )
-
-
-def _sample(
-    model: MusicRLForConditionalGeneration,
-    prompts: Sequence[str],
-    samples: int,
-    batch_size: int,
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> Iterable[tuple[int, str, Tensor, Tensor]]:
-    """(number, prompt, codes [samples, K, F], audio [samples, C, T]) of each prompt."""
-    at_once = max(1, batch_size // samples)
-    for start in range(0, len(prompts), at_once):
-        batch = list(prompts[start : start + at_once])
-        clips = model.sample([prompt for prompt in batch for _ in range(samples)], seed=seed + start, **sampling)
-        audio = clips.audio.cpu().unflatten(0, (len(batch), samples))
-        codes = clips.codes.cpu().unflatten(0, (len(batch), samples))
-        yield from ((start + i, prompt, codes[i], audio[i]) for i, prompt in enumerate(batch))
 
 
 def _save_clip(out_dir: Path, label: str, number: int, encoded: bytes) -> None:

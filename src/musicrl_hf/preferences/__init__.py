@@ -1,5 +1,6 @@
 """Preferences: the row, its validation, codes, importers, sampled pairs and simulated listeners."""
 
+from .agreement import Agreement, count_agreement, pair_votes
 from .codes import cache_codes
 from .importers import (
     ClipOptions,
@@ -32,12 +33,14 @@ __all__ = [
     "FEATURES",
     "LABELS",
     "LISTENER_VERSION",
+    "Agreement",
     "ClipOptions",
     "Judgement",
     "SimulatedListener",
     "Vote",
     "agreement",
     "cache_codes",
+    "count_agreement",
     "decided_pairs",
     "import_aime",
     "import_battles",
@@ -48,6 +51,7 @@ __all__ = [
     "import_musicprefs",
     "import_songeval",
     "load_preferences",
+    "pair_votes",
     "preferences_from_rows",
     "read_votes",
     "sample_pairs",

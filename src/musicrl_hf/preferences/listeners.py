@@ -9,9 +9,8 @@ preference; it says nothing about whether people would agree.
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -19,11 +18,15 @@ from torch import Tensor
 
 from .. import descriptors
 from ..audio import match_loudness
+from .agreement import PairVote, count_agreement
+from .schema import DECIDED
 
 LISTENER_VERSION = "simulated-2"
 """Changes whenever a vote could come out differently; written to every row as `listener`."""
 
 SIMULATED = LISTENER_VERSION.partition("-")[0]  # what the names of all simulated listeners begin with
+
+REWARD = "reward:"  # what the names of rewards that choose in place of listeners begin with
 
 FEATURES = (
     "consonance",  # pitch energy in the best diatonic scale
@@ -70,10 +73,10 @@ DARK_WORDS = frozenset("dark deep warm mellow muffled soft low bass sub cello tu
 
 @dataclass(frozen=True)
 class Judgement:
-    """A listener's choice: `preference` in {a, b, tie, both_bad} and `confidence` from 1 (a guess) to 5 (certain)."""
+    """A listener's choice: `preference` in {a, b, tie, both_bad} and `confidence` from 1 (a guess) to 5 (certain), or None."""
 
     preference: str
-    confidence: float
+    confidence: float | None
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,23 @@ class SimulatedListener:
 
 
 def is_simulated(listener: str) -> bool:
-    """Whether this is a simulated listener's name; people are hexadecimal hashes."""
+    """Whether this is a simulated listener's name."""
     return listener.startswith(SIMULATED)
+
+
+def is_reward(listener: str) -> bool:
+    """Whether this is the name of a reward that chose in place of a listener."""
+    return listener.startswith(REWARD)
+
+
+def count_listeners(names: Iterable[str]) -> dict[str, int]:
+    """How many `listeners` there are, and how many of them are `simulated` or `rewards`; the others are people."""
+    known = set(names)
+    return {
+        "listeners": len(known),
+        "simulated": sum(map(is_simulated, known)),
+        "rewards": sum(map(is_reward, known)),
+    }
 
 
 def simulated_listeners(count: int, seed: int = 0, taste: str = "usual") -> list[SimulatedListener]:
@@ -225,16 +243,16 @@ def agreement(
     Raises:
         ValueError: if no pair was decided by two listeners.
     """
-    tables = [[listener(*pair, sampling_rate).preference for pair in pairs] for listener in listeners]
-    agreed = [
-        first == second
-        for one, other in combinations(tables, 2)
-        for first, second in zip(one, other, strict=True)
-        if first in "ab" and second in "ab"
+    votes = [
+        PairVote((str(number),), choice, str(who))
+        for who, listener in enumerate(listeners)
+        for number, pair in enumerate(pairs)
+        if (choice := listener(*pair, sampling_rate).preference) in DECIDED
     ]
-    if not agreed:
+    share = count_agreement(votes).share
+    if share is None:
         raise ValueError(f"no pair was decided by two of the {len(listeners)} listeners: give more of either")
-    return sum(agreed) / len(agreed)
+    return share
 
 
 def _standard(value: Tensor, name: str) -> Tensor:

@@ -41,6 +41,7 @@ def sample_pairs(
     against_name: str | None = None,
     duration_s: float = 5.0,
     pairs_per_prompt: int = 1,
+    votes_per_pair: int = 1,
     batch_size: int = 8,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -50,7 +51,7 @@ def sample_pairs(
 ) -> Path:
     """Write a preference data set of freshly sampled pairs.
 
-    Each pair is judged by one listener, in turn over the prompts. Listeners hear both clips at the same loudness, in a
+    Each pair is judged by `votes_per_pair` different listeners, in turn over the pairs, a row for each vote. Listeners hear both clips at the same loudness, in a
     random order; the rows hold the clips as sampled, with the sampled codes (`chosen_codes`, `rejected_codes`), so that
     training sees the policy's own actions rather than an encoding of their sound.
 
@@ -59,22 +60,29 @@ def sample_pairs(
         prompts: texts; each gives `pairs_per_prompt` pairs.
         out: folder to write; a run that was cut short goes on from `out` + ".partial".
         listeners: who chooses, for example `simulated_listeners(12)`.
+        votes_per_pair: listeners of each pair; with two or more, how far they agree can be counted (`count_agreement`).
         name, against_name: what to call the generators in the rows.
         duration_s: seconds a clip.
         temperature, top_k, guidance_scale: of the sampling; the defaults sample the policy itself.
         seed: a batch is sampled with seed + a number of its own, which the rows hold.
+        batch_size: pairs sampled together.
         on_batch: called with (batches done, batches in all).
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: if there are no prompts or listeners, an option is out of range, or `out` + ".partial" was begun
+        ValueError: if there are no prompts, fewer listeners than votes a pair, two of one name, an option is out of range, or `out` + ".partial" was begun
             with other options; if the generators differ in sampling rate or channels.
     """
     jobs = [(prompt, number) for prompt in prompts for number in range(pairs_per_prompt)]
     if not jobs or not listeners:
         raise ValueError(f"{len(jobs)} pairs for {len(listeners)} listeners: give at least one prompt and one listener")
+    if not 1 <= votes_per_pair <= len({listener.name for listener in listeners}):
+        raise ValueError(
+            f"votes_per_pair is {votes_per_pair}, and there are {len({listener.name for listener in listeners})} listeners: "
+            "give a number from 1 to theirs, as nobody votes twice on a pair"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: sample at least one pair at a time")
     if (against is None) != (against_name is None):
@@ -97,6 +105,7 @@ def sample_pairs(
         "models": [name, against_name],
         "codecs": [encoder.identity for encoder in encoders],
         "listeners": [listener.name for listener in listeners],
+        "votes_per_pair": votes_per_pair,
         "seed": seed,
         "batch_size": batch_size,
         "jobs": hashlib.sha256(json.dumps(jobs).encode()).hexdigest(),
@@ -116,7 +125,10 @@ def sample_pairs(
                 model.sample(texts, seed=own, **sampling)
                 for model, own in zip((generator, against or generator), seeds, strict=True)
             ]
-            judges = [listeners[(start + i) % len(listeners)] for i in range(len(rows))]
+            turns = [
+                range(pair * votes_per_pair, (pair + 1) * votes_per_pair) for pair in range(start, start + len(rows))
+            ]
+            judges = [[listeners[turn % len(listeners)] for turn in own] for own in turns]
             names = (name, against_name or name)
             judged = _label(texts, clips, judges, names, seeds, encoders)
             with atomic_path(part) as temporary:
@@ -151,41 +163,45 @@ def _begin(partial: Path, options: dict[str, Any]) -> None:
 def _label(
     prompts: Sequence[str],
     clips: Sequence[Clips],
-    judges: Sequence[Listener],
+    judges: Sequence[Sequence[Listener]],
     names: tuple[str, str],
     seeds: tuple[int, int],
     encoders: Sequence[ClipEncoder],
 ) -> Dataset:
-    """Judge each pair in a random order and turn it into rows with codes."""
+    """Have each pair judged in a random order, and turn each vote into a row with codes."""
     rate, now = clips[0].sampling_rate, datetime.now(UTC).isoformat(timespec="seconds")
+    seconds = clips[0].audio.shape[-1] / rate
     rows, codes = [], []
-    for i, (prompt, judge) in enumerate(zip(prompts, judges, strict=True)):
-        # The side must not tell which generator it was; the coin hangs on the pair alone, so a rerun repeats it.
-        coin = hashlib.sha256(f"{prompt}\x1f{seeds}\x1f{i}".encode()).digest()[0] % 2
-        order = (1, 0) if coin else (0, 1)
-        first, second = (match_loudness(clips[k].audio[i].cpu(), rate) for k in order)
-        judgement = judge(prompt, first, second, rate)
-        won = order if judgement.preference != "b" else order[::-1]
-        seconds = clips[0].audio.shape[-1] / rate
-        rows.append(
-            {
-                "prompt": prompt,
-                "chosen": audio_bytes(clips[won[0]].audio[i].cpu(), rate),
-                "rejected": audio_bytes(clips[won[1]].audio[i].cpu(), rate),
-                "chosen_model": names[won[0]],
-                "rejected_model": names[won[1]],
-                "chosen_seed": seeds[won[0]],
-                "rejected_seed": seeds[won[1]],
-                "preference": judgement.preference,
-                "confidence": judgement.confidence,
-                "seconds_chosen": seconds,
-                "seconds_rejected": seconds,
-                "listener": judge.name,
-                "source": "sampled",
-                "created_at": now,
-            }
-        )
-        codes.append([clips[k].codes[i].cpu() for k in won])
+    for i, (prompt, of_pair) in enumerate(zip(prompts, judges, strict=True)):
+        heard = [match_loudness(own.audio[i].cpu(), rate) for own in clips]
+        encoded = [audio_bytes(own.audio[i].cpu(), rate) for own in clips]
+        for vote, judge in enumerate(of_pair):
+            # The side must not tell which generator it was; the coin hangs on the pair and the vote's number alone, so a
+            # rerun repeats it.
+            key = f"{prompt}\x1f{seeds}\x1f{i}" + (f"\x1f{vote}" if vote else "")
+            coin = hashlib.sha256(key.encode()).digest()[0] % 2
+            order = (1, 0) if coin else (0, 1)
+            judgement = judge(prompt, heard[order[0]], heard[order[1]], rate)
+            won = order if judgement.preference != "b" else order[::-1]
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "chosen": encoded[won[0]],
+                    "rejected": encoded[won[1]],
+                    "chosen_model": names[won[0]],
+                    "rejected_model": names[won[1]],
+                    "chosen_seed": seeds[won[0]],
+                    "rejected_seed": seeds[won[1]],
+                    "preference": judgement.preference,
+                    "confidence": judgement.confidence,
+                    "seconds_chosen": seconds,
+                    "seconds_rejected": seconds,
+                    "listener": judge.name,
+                    "source": "sampled",
+                    "created_at": now,
+                }
+            )
+            codes.append([clips[k].codes[i].cpu() for k in won])
     ds = preferences_from_rows(rows)
     if encoders[0].identity != encoders[1].identity:
         return ds  # codes of two codecs cannot stand in one data set; the codec at hand encodes the clips

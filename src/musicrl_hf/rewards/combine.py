@@ -248,6 +248,38 @@ def split_specs(specs: Sequence[str] | str) -> dict[str, float]:
     return weights
 
 
+def label_specs(specs: Sequence[str], name: str = "rewards") -> dict[str, str]:
+    """Label -> spec: what tables, rows and cards call a reward. Of a path it shows the last part alone, or as many of its last
+    parts as tell the specs apart.
+
+    Args:
+        specs: as `find_reward` takes them, or sums of them.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: the same spec twice.
+
+    Example:
+        >>> label_specs(["adherence", "preference:runs/a/reward", "preference:runs/b/reward"])
+        {'adherence': 'adherence', 'preference:a/reward': 'preference:runs/a/reward', 'preference:b/reward': 'preference:runs/b/reward'}
+    """
+    for parts in range(1, max((spec.count("/") for spec in specs), default=0) + 2):
+        labelled = {_shortened(spec, parts): spec for spec in specs}
+        if len(labelled) == len(specs):
+            return labelled
+    raise ValueError(f"`{name}` names a reward twice: {', '.join(specs)}; leave one out.")
+
+
+def _shortened(spec: str, parts: int) -> str:
+    """A spec, or a sum of specs, with the last `parts` parts of each path."""
+
+    def shorten(term: str) -> str:
+        kind, colon, name = term.partition(":")
+        return f"{kind}{colon}{'/'.join(name.rstrip('/').split('/')[-parts:])}"
+
+    return " + ".join(shorten(term.strip()) for term in re.split(r"\s\+\s", spec))
+
+
 def _weight_and_spec(text: str) -> tuple[float, str]:
     weight, star, spec = text.partition("*")
     if not star:

@@ -17,6 +17,7 @@ from ..audio import atomic_path
 from ..flat import FlatTokenizer, flatten_codes
 from ..generator import MusicRLConfig, MusicRLForConditionalGeneration
 from ..preferences.codes import CODE_COLUMNS, cache_codes
+from ..preferences.listeners import count_listeners
 from ..preferences.schema import decided_pairs, load_preferences
 from ..preferences.splits import split_by_prompt
 from .job import TrainingJob, option, run_trainer
@@ -239,6 +240,7 @@ def run_dpo(job: DPOJob) -> Path:
         peft_config=job.peft_config(),
     )
     metrics: dict[str, Any] = {"pairs": len(parts["train"]), "left_out": counts["left_out"], "votes": counts}
+    metrics["judged_by"] = count_listeners(parts["train"]["listener"])
     folder = run_trainer(trainer, job, "DPO", metrics, evaluate=bool(job.test_share))
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder / "pairs", ignore_errors=True)

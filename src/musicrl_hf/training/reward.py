@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
-from scipy.stats import binom
 from torch import Tensor
 from transformers import set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -24,15 +24,19 @@ from trl import RewardConfig, RewardTrainer
 from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
 from ..places import check_output, find_model
+from ..preferences.agreement import pair_votes
 from ..preferences.schema import DECIDED, decided_pairs, load_preferences
 from ..preferences.splits import split_by_generator, split_by_prompt
 from ..records import write_record
 from ..rewards.clap import load_clap
+from ..rewards.combine import find_rewards, label_specs, move_reward
+from ..rewards.contract import Reward
 from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter, ShortProgress
 from .checkpoints import ASIDE, find_checkpoint, train_or_stop, writing
 from .job import option, run_record
+from .reward_report import accuracy_report, baseline_margins, report_text, share_right
 from .seam import PlainOutputs
 from .sequences import ClipSequences
 
@@ -62,6 +66,9 @@ class RewardJob:
     cache_dir: str | None = option(None, "cache of the clips' codes or vectors; empty for output_dir/clips")
     test_share: float = option(0.1, "share of the prompts that is held out")
     held_out_models: list[str] = option([], "generators that only held-out pairs may hold; empty splits by prompt only")
+    baselines: list[str] = option(
+        [], "rewards, as `musicrl score --reward` takes them, whose own accuracy on the held-out pairs is reported too"
+    )
     learning_rate: float | None = option(None, "peak learning rate; empty for 1e-4 (generator) or 1e-3 (clap)")
     lr_scheduler_type: str = option("linear", "schedule of the learning rate")
     warmup_steps: int = option(0, "optimiser steps of linear warm-up")
@@ -105,6 +112,7 @@ class RewardJob:
             raise ValueError(f"`crop_s` must be above 0 seconds, got {self.crop_s!r}.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate!r}.")
+        label_specs(self.baselines, "baselines")
 
     def trainer_config(self) -> RewardConfig:
         """TRL's arguments for this job."""
@@ -240,42 +248,6 @@ def held_out_margins(trainer: RewardTrainer, pairs: Dataset) -> Tensor:
     return torch.cat(margins)
 
 
-def accuracy_report(margins: Tensor, pairs_of_models: list[tuple[str, str]]) -> dict[str, Any]:
-    """How often the chosen clip scores higher; equal scores count half.
-
-    Returns:
-        `accuracy`, `n_pairs`, `chance_interval` (where 95 % of coin tossers end up with so many pairs), `log_loss` in
-        nats (ln 2 is chance), and `by_models` with accuracy and number for each two generators that met.
-    """
-
-    def share(values: Tensor) -> float:
-        return ((values > 0).float() + 0.5 * (values == 0).float()).mean().item()
-
-    meetings: dict[str, list[int]] = {}
-    for number, models in enumerate(pairs_of_models):
-        meetings.setdefault(" / ".join(sorted(models)), []).append(number)
-    count = len(margins)
-    low, high = binom.interval(0.95, count, 0.5)
-    return {
-        "accuracy": share(margins),
-        "n_pairs": count,
-        "chance_interval": [low / count, high / count],
-        "log_loss": -torch.nn.functional.logsigmoid(margins).mean().item(),
-        "by_models": {
-            name: {"accuracy": share(margins[rows]), "n_pairs": len(rows)} for name, rows in sorted(meetings.items())
-        },
-    }
-
-
-def accuracy_line(report: dict[str, Any]) -> str:
-    """What `accuracy_report` found, in one line."""
-    low, high = report["chance_interval"]
-    return (
-        f"Accuracy on {report['n_pairs']} held-out pair{'' if report['n_pairs'] == 1 else 's'}: {report['accuracy']:.1%} (in 95 % of cases a coin gets between "
-        f"{low:.1%} and {high:.1%} of them right)"
-    )
-
-
 def run_reward(job: RewardJob) -> Path:
     """Train a preference reward and test it on prompts that it never saw; works alike under `accelerate launch`.
 
@@ -295,11 +267,16 @@ def run_reward(job: RewardJob) -> Path:
     name = job.model or DEFAULT_MODELS[job.backbone]
     find_model(name, "clap" if job.backbone == "clap" else "musicgen", "model")
     checkpoint = find_checkpoint(job.resume_from_checkpoint, job.output_dir)
+    baselines = {label: find_rewards(spec) for label, spec in label_specs(job.baselines, "baselines").items()}
     set_seed(job.seed)
     split = split_preferences(load_preferences(job.preferences), job)
     decided, counts = {}, {}
     for side, rows in split.items():
         decided[side], counts[side] = decided_pairs(rows, job.min_seconds)
+    reached = {}
+    if PartialState().is_main_process:  # before the training, so that a reward that fails costs none
+        for label, load in baselines.items():
+            reached[label] = _baseline(load(), decided["test"], job.crop_s, label, args.device)
 
     model = build_model(job).to(args.device)
     clips = ClipSequences(model, job.crop_s, job.cache_dir or Path(job.output_dir) / "clips")
@@ -329,7 +306,8 @@ def run_reward(job: RewardJob) -> Path:
     if job.lora_r:
         trainer.model.merge_and_unload()
     meetings = list(zip(decided["test"]["chosen_model"], decided["test"]["rejected_model"]))
-    metrics = accuracy_report(margins, meetings) | {
+    metrics = accuracy_report(margins, meetings, pair_votes(decided["test"])) | {
+        "baselines": reached,
         "n_train_pairs": counts["train"]["kept"],
         "train_loss": outcome.training_loss,
         "rows": counts,
@@ -339,9 +317,15 @@ def run_reward(job: RewardJob) -> Path:
             _save(model, Path(job.output_dir))
         method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
         write_record(job.output_dir, run_record(trainer, job, name, method, metrics, time.monotonic() - started))
-        print(accuracy_line(metrics))
+        print(report_text(metrics))
     trainer.accelerator.wait_for_everyone()
     return Path(job.output_dir)
+
+
+def _baseline(reward: Reward, rows: Dataset, crop_s: float, label: str, device: torch.device) -> dict[str, Any]:
+    move_reward(reward, device)
+    margins = baseline_margins(reward, rows, crop_s, label)
+    return {"accuracy": share_right(margins), "n_votes": len(margins), "equal_scores": int((margins == 0).sum())}
 
 
 def _lora(job: RewardJob) -> LoraConfig:
