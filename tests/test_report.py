@@ -17,6 +17,7 @@ from musicrl_hf.config import load_config
 from musicrl_hf.evaluation.metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams
 from musicrl_hf.evaluation.page import METRIC_LABELS
 from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
+from musicrl_hf.evaluation.win_rates import Rating, as_json, mean_opinion_scores
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
 from musicrl_hf.preferences.schema import Vote, preferences_from_rows, save_preferences
@@ -80,6 +81,9 @@ def test_result_is_what_a_direct_count_gives(study):
     out, models, result = study
     assert json.loads((out / "results.json").read_text()) == result
     votes = read_votes(out / "votes.csv")
+    with open(out / "ratings.csv", newline="") as file:
+        ratings = [Rating(r["prompt"], r["model"], float(r["score"]), r["listener"]) for r in csv.DictReader(file)]
+    assert [as_json(score) for score in mean_opinion_scores(ratings, seed=result["settings"]["seed"])] == result["mos"]
     assert len(votes) == len(PROMPTS) * 2 * 3, "two clips a prompt, three listeners a clip, one pair of models"
     wins = sum(vote.preference == "a" for vote in votes)
     losses = sum(vote.preference == "b" for vote in votes)

@@ -136,9 +136,19 @@ def divergence(name: str, base: str, prompts: list[str], duration_s: float) -> f
     return float(exact_kl(ours.logits, theirs.logits, ours.mask).sum(1).mean())
 
 
-def run_record(work: Path, name: str) -> dict[str, Any]:
-    path = work / "runs" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def spent(work: Path, name: str) -> dict[str, float]:
+    """Seconds and peak memory of a method: of all its rounds, where it has some."""
+    first, _, rounds = name.partition("_iterated_")
+    names = [name] if not rounds else [
+        f"{step}_{i}" for i in range(1, int(rounds) + 1) for step in ("pairs", f"{first}_iterated")
+    ]  # fmt: skip
+    records = [json.loads(path.read_text()) for each in names if (path := work / "runs" / f"{each}.json").exists()]
+    if not records:
+        return {}
+    return {
+        "seconds": sum(record["seconds"] for record in records),
+        "peak_memory_mb": max(record["peak_memory_mb"] for record in records),
+    }
 
 
 def methods_table(work: Path) -> list[dict[str, Any]]:
@@ -157,10 +167,10 @@ def methods_table(work: Path) -> list[dict[str, Any]]:
             tuned = work / "methods" / name
             if tuned.is_dir():
                 row["kl"] = divergence(str(tuned), "musicrl-tiny", prompts, result["settings"]["duration_s"])
-            elif name.startswith("best_of_"):  # exact for best-of-N: log N - (N - 1) / N
-                n = int(name.rpartition("_")[2])
+            elif " best of " in name:  # at most log N - (N - 1) / N
+                n = int(name.rpartition(" ")[2])
                 row["kl"] = math.log(n) - (n - 1) / n
-            row |= {key: value for key, value in run_record(work, name).items() if key != "command"}
+            row |= spent(work, name)
         rows.append(row)
     return rows
 

@@ -9,6 +9,7 @@ from pathlib import Path
 PANEL = "musicrl_hf.preferences.listeners:panel_taste"  # held-out simulated listeners, of the same mix of tastes
 OTHER = "musicrl_hf.preferences.listeners:other_taste"  # of another mix
 ENSEMBLE = 3  # rewards from other seeds
+BEST_OF, DPO_ROUNDS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Sizes:
     ppo_steps: int = 40  # of each method, and so its budget of clips
     batch: int = 64  # clips a step
     duration_s: float = 3.0
-    pairs_labelled: int = 8  # a prompt and round, of the iterated DPO
+    pairs_labelled: int = 5  # a prompt and round, of the iterated DPO: 128 prompts x 5 pairs x 2 clips x 2 rounds
     dpo_steps: int = 150
     reward_steps: int = 400
     long_steps: int = 160  # of the runs that are to go too far
@@ -78,22 +79,36 @@ def methods(work: Path, sizes: Sizes) -> list[Run]:
     def run(name: str, command: str, *words: str) -> Run:
         return Run(name, (command, *shared, *words, "--output_dir", str(out / name)), out / name / "result.json")
 
+    dpo = (
+        *("--max_steps", str(sizes.dpo_steps), "--beta", "0.1", "--learning_rate", "2e-4"),
+        *("--per_device_train_batch_size", "16", "--test_share", "0"),
+    )
     runs = [
         run("ppo", "ppo", *online, "--learning_rate", "1e-3", "--kl_coef", "0.01"),
         run("reinforce", "ppo", *online, "--objective", "paper", "--learning_rate", "1e-3", "--kl_mix", "0.01"),
         run("rloo", "rloo", *online, "--num_generations", "4", "--learning_rate", "1e-3", "--beta", "0.01"),
         run("grpo", "grpo", *online, "--num_generations", "4", "--learning_rate", "1e-3", "--beta", "0.001"),
-        run(
-            "dpo",
-            "dpo",
-            *("--preferences", str(seed / "votes"), "--max_steps", str(sizes.dpo_steps), "--beta", "0.1"),
-            *("--learning_rate", "2e-4", "--per_device_train_batch_size", "16", "--test_share", "0"),
-        ),
+        run("dpo", "dpo", "--preferences", str(seed / "votes"), *dpo),
     ]
-    systems = [f"{name}={out / name}" for name in ("ppo", "reinforce", "rloo", "grpo", "dpo")]
+    # Sample, label by the reward, tune, and again from there: as many clips in all as the others sample.
+    newest = "musicrl-tiny"
+    for number in range(1, DPO_ROUNDS + 1):
+        pairs, name = out / f"pairs_{number}", f"dpo_iterated_{number}"
+        words = (
+            *("pairs", "--model", newest, "--prompts", str(seed / "prompts.txt"), "--label_with", reward),
+            *("--pairs_per_prompt", str(sizes.pairs_labelled), "--duration_s", f"{sizes.duration_s:g}"),
+            *("--batch_size", "64", "--seed", str(1000 * number), "--out", str(pairs)),
+        )
+        runs.append(Run(f"pairs_{number}", words, pairs))
+        started = ("dpo", "--model", newest, *shared[2:], "--preferences", str(pairs), *dpo)
+        runs.append(Run(name, (*started, "--output_dir", str(out / name)), out / name / "result.json"))
+        newest = str(out / name)
+    tuned = ("ppo", "reinforce", "rloo", "grpo", "dpo", f"dpo_iterated_{DPO_ROUNDS}")
+    systems = [f"{name}={out / name}" for name in tuned]
     compare = (
         *("evaluate", "--models", "base=musicrl-tiny", *systems, "--prompts", str(seed / "heldout_prompts.txt")),
         *("--rewards", "adherence", "quality", reward, PANEL, OTHER, "--duration_s", f"{sizes.duration_s:g}"),
+        *("--best_of", str(BEST_OF), "--best_of_reward", reward),
         *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
     )
     return [*runs, Run("methods_evaluation", compare, out / "evaluation")]
@@ -112,12 +127,22 @@ def ablations(work: Path, sizes: Sizes) -> list[Run]:
             *("--weight_decay", "1.0", "--learning_rate", "3e-4"),
         ),
     }
-    shared = ("--preferences", str(seed / "votes"), "--test_share", "0.15", "--seed", "0")
+    shared = (
+        "--preferences",
+        str(seed / "votes"),
+        "--test_share",
+        "0.15",
+        "--seed",
+        "0",
+        "--cache_dir",
+        str(out / "clips"),
+    )
     steps = ("--max_steps", str(sizes.reward_steps))
     on_generator = ("--weight_decay", "0.1", "--learning_rate", "2e-4", "--warmup_steps", "20")
     runs = []
     for name, words in variants.items():
         settings = words if "clap" in words else (*on_generator, *words)
+        settings = (*settings, *(("--baselines", "adherence", "quality") if name == "from_generator" else ()))
         command = ("reward", *shared, *steps, *settings, "--output_dir", str(out / name))
         runs.append(Run(f"reward_{name}", command, out / name / "result.json"))
     held_out = (

@@ -120,18 +120,22 @@ def methods(found: dict[str, Any]) -> str:
 def rewards(found: dict[str, Any]) -> str:
     def line(name: str, row: dict[str, Any]) -> list[str]:
         low, high = row["chance_interval"]
-        calibration = f"{row['ece']:.3f}" if "ece" in row else ""
+        agreement = row["judged_by"]["agreement"]
+        others = ", ".join(f"{other} {percent(value['accuracy'])}" for other, value in row.get("baselines", {}).items())
         return [
             name,
             percent(row["accuracy"]),
-            str(row["n_pairs"]),
             f"{100 * low:.0f} to {100 * high:.0f} %",
-            calibration,
+            f"{row['n_votes']} on {row['n_pairs']}",
+            percent(agreement),
+            others,
+            f"{row['calibration']['ece']:.3f}",
         ]
 
     rows = [line(f"seed {name}", row) for name, row in found["rewards"]["by_seed"].items()]
     rows += [line(name.replace("_", " "), row) for name, row in found["rewards"]["ablations"].items()]
-    return table(["preference reward", "held-out accuracy", "pairs", "chance", "calibration error"], rows)
+    head = ["preference reward", "right on held-out prompts", "a coin", "votes on pairs", "two listeners agree"]
+    return table([*head, "the higher one wins", "calibration error"], rows)
 
 
 def judged(found: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ class AlignJob:
         12, "other simulated listeners, whose votes nothing is trained on, for the comparison (at least 6)"
     )
     pairs_per_prompt: int = _option(2, "pairs that are voted on for each prompt")
+    votes_per_pair: int = _option(1, "different listeners who vote on each pair")
     reward_backbone: str = _option(
         "clap", "what the preference reward reads: clap or generator, as `musicrl reward` has it"
     )
@@ -171,6 +172,7 @@ def _collect(job: AlignJob, model: str, name: str, out: Path, prompts: Path, num
         name=name,
         duration_s=job.duration_s,
         pairs_per_prompt=job.pairs_per_prompt,
+        votes_per_pair=job.votes_per_pair,
         batch_size=64,
         seed=job.seed + 1_000_000 * (number - 1),  # each batch takes the next two: no clip of a round is in another
     )
@@ -200,6 +202,7 @@ def _learn(job: AlignJob, votes: Path, out: Path) -> None:
             backbone=job.reward_backbone,
             max_steps=job.reward_steps,
             test_share=0.15,
+            baselines=[job.adherence, job.quality],
             seed=job.seed,
             **settings,
         )

@@ -5,7 +5,7 @@ import csv
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -61,7 +61,7 @@ class EvaluateJob:
     votes: str | None = field(
         default=None, metadata={"help": "CSV of votes, or a folder of preferences, to count instead"}
     )
-    out: str = field(metadata={"help": "folder for results.json, index.html, votes.csv and clips/"})
+    out: str = field(metadata={"help": "folder for results.json, index.html, votes.csv, ratings.csv and clips/"})
     rewards: list[str] = field(default_factory=list, metadata={"help": "rewards to score the clips with as well"})
     best_of: int = field(
         default=1,
@@ -175,7 +175,7 @@ def evaluate_models(
     Args:
         models: label -> a loaded generator, or a name to load one from (one at a time is held).
         prompts: distinct texts.
-        out_dir: gets `results.json`, `index.html`, `votes.csv` (which `evaluate_votes` reads) and `clips/`.
+        out_dir: gets `results.json`, `index.html`, `votes.csv` (which `evaluate_votes` reads), `ratings.csv` and `clips/`.
         listeners: for example `simulated_listeners(12)`.
         rewards: label -> reward; each gives a mean, and win rates in which the higher reward wins.
         best_of, best_of_reward: above 1, the first model is there once more, called "LABEL best of N", of whose N clips each
@@ -287,7 +287,7 @@ def evaluate_models(
         | DIVERSITY_METRICS
         | {"distinct_ngrams": f"distinct over all {_NGRAM}-grams of the first codebook"},
     }
-    _write(out_dir, result, votes, list(played.values()))
+    _write(out_dir, result, votes, list(played.values()), ratings)
     return result
 
 
@@ -359,12 +359,29 @@ def _reward_result(rows: Mapping[str, Sequence[tuple[str, str, float]]], seed: i
     return {"means": [as_json(mean) for mean in means], "win_rates": [as_json(rate) for rate in rates]}
 
 
-def _write(out_dir: Path, result: dict[str, Any], votes: Sequence[Vote], players: Sequence[dict[str, Any]]) -> None:
+def _write(
+    out_dir: Path,
+    result: dict[str, Any],
+    votes: Sequence[Vote],
+    players: Sequence[dict[str, Any]],
+    ratings: Sequence[Rating] = (),
+) -> None:
     with atomic_path(out_dir / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    with atomic_path(out_dir / "votes.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(VOTE_COLUMNS)
-        writer.writerows([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
+    _write_rows(
+        out_dir / "votes.csv",
+        VOTE_COLUMNS,
+        ((vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener) for vote in votes),
+    )
+    if ratings:
+        rows = ((rating.prompt, rating.model, rating.score, rating.listener) for rating in ratings)
+        _write_rows(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), rows)
     with atomic_path(out_dir / PAGE_FILE) as temporary:
         temporary.write_text(render_page(result, players), encoding="utf-8")
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
