@@ -297,21 +297,21 @@ def test_aime(tmp_path, layout):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"answer": 3}, ValueError, r"survey.jsonl, row 1: answer is 3: it has to be one of '1', '2'"),
-        ({"track-2-id": "x7"}, ValueError, r"row 1: track-2-id is 'x7': it has to be a number of up to 5 digits"),
-        ({"track-2-id": 7}, FileNotFoundError, r"row 1: track-2-id: there is no clip '00007' in"),
+        ({"answer": 3}, ValueError, r"survey.jsonl, row 2: answer is 3: it has to be one of '1', '2'"),
+        ({"track-2-id": "x7"}, ValueError, r"row 2: track-2-id is 'x7': it has to be a number of up to 5 digits"),
+        ({"track-2-id": 7}, FileNotFoundError, r"row 2: track-2-id: there is no clip '00007' in"),
         (
             {"track-1-begin": "soon"},
             ValueError,
-            r"row 1: track-1-begin is 'soon': it has to be a time, such as 00:01:03",
+            r"row 2: track-1-begin is 'soon': it has to be a time, such as 00:01:03",
         ),
-        ({"track-1-end": "00:00:03"}, ValueError, r"row 1: track-1-end is '00:00:03': it has to lie behind 3 s"),
+        ({"track-1-end": "00:00:03"}, ValueError, r"row 2: track-1-end is '00:00:03': it has to lie behind 3 s"),
         (
             {"track-2-begin": "00:00:20", "track-2-end": "00:00:30"},
             ValueError,
-            r"row 1: .*lasts 15.0 s: it has nothing from",
+            r"row 2: .*lasts 15.0 s: it has nothing from",
         ),
-        ({"model-1": ""}, ValueError, r"row 1: model-1 is '': it has to name what made the clip"),
+        ({"model-1": ""}, ValueError, r"row 2: model-1 is '': it has to name what made the clip"),
     ],
 )
 def test_a_wrong_answer_is_named(tmp_path, change, error, message):
@@ -327,7 +327,7 @@ def test_a_track_that_is_there_twice_is_not_guessed(tmp_path):
     write_table(tmp_path / "survey/survey.jsonl", [SURVEY[0]])
     for name in ("42.flac", "00042.flac", "5331.flac"):
         (tmp_path / "survey" / name).write_bytes(stepped_track())
-    with pytest.raises(ValueError, match=r"row 0: track-1-id is 42: .*survey has 2 clips '00042': keep one"):
+    with pytest.raises(ValueError, match=r"row 1: track-1-id is 42: .*survey has 2 clips '00042': keep one"):
         import_aime(tmp_path / "survey", tmp_path / "out")
     with pytest.raises(ValueError, match="criterion is 'beauty': use one of quality, alignment"):
         import_aime(tmp_path / "survey", tmp_path / "out", criterion="beauty")
@@ -394,13 +394,13 @@ def test_musicprefs_beside_its_clips(tmp_path):
         "y",
     ]
     for change, error, message in (
-        ({"audio_b": "../n.flac"}, ValueError, "row 0: audio_b: path '../n.flac' leads out of"),
-        ({"audio_b": "o.flac"}, FileNotFoundError, "row 0: audio_b: there is no clip 'o.flac' in"),
+        ({"audio_b": "../n.flac"}, ValueError, "row 2: audio_b: path '../n.flac' leads out of"),
+        ({"audio_b": "o.flac"}, FileNotFoundError, "row 2: audio_b: there is no clip 'o.flac' in"),
     ):
         write_table(src / "human_preference.csv", [row | change])
         with pytest.raises(error, match=message):
             import_musicprefs(src, tmp_path / "again", prompt_column="words")
-    with pytest.raises(ValueError, match=r"human_preference.csv, row 0: no column fidelity: it has audio_a"):
+    with pytest.raises(ValueError, match=r"human_preference.csv, row 2: no column fidelity: it has audio_a"):
         import_musicprefs(src, tmp_path / "again", criterion="fidelity")
 
 
@@ -480,17 +480,17 @@ def test_cmi_pref_keeps_its_splits_and_is_read_once(tmp_path):
         (
             {"preference-musicality": "model_c"},
             ValueError,
-            r"row 0: preference-musicality is 'model_c': .*'model_a', 'model_b'",
+            r"row 1: preference-musicality is 'model_c': .*'model_a', 'model_b'",
         ),
         ({"confidence_preference-musicality": "7"}, ValueError, r"is '7': it has to lie between 1 and 5"),
         (
             {"split": "../x"},
             ValueError,
-            r"row 0: split is '../x': it has to be one of '', 'train', 'validation', 'test'",
+            r"row 1: split is '../x': it has to be one of '', 'train', 'validation', 'test'",
         ),
-        ({"audio2": "gen-audio/e.flac"}, FileNotFoundError, r"row 0: audio2: there is no file 'gen-audio/e.flac'"),
-        ({"audio2": "cmi-pref/../../x.flac"}, ValueError, r"row 0: audio2: path '../../x.flac' leads out of"),
-        ({"model_b": None}, ValueError, r"row 0: model_b is None: it has to name what made the clip"),
+        ({"audio2": "gen-audio/e.flac"}, FileNotFoundError, r"row 1: audio2: there is no file 'gen-audio/e.flac'"),
+        ({"audio2": "cmi-pref/../../x.flac"}, ValueError, r"row 1: audio2: path '../../x.flac' leads out of"),
+        ({"model_b": None}, ValueError, r"row 1: model_b is None: it has to name what made the clip"),
     ],
 )
 def test_a_wrong_vote_is_named(tmp_path, change, error, message):

@@ -21,6 +21,7 @@ from musicrl_hf.collect.export import export_votes
 from musicrl_hf.collect.rules import Answer
 from musicrl_hf.collect.store import VoteStore
 from musicrl_hf.evaluation import evaluate_votes
+from musicrl_hf.hub import prepare_preferences
 from musicrl_hf.preferences import load_preferences
 from musicrl_hf.preferences.splits import side_of_prompt
 from musicrl_hf.records import read_collection
@@ -113,6 +114,26 @@ def test_everything_stands_on_the_card(store, clock, tmp_path):
     assert "1 of 2 checks of attention was passed." in (tmp_path / "counted" / "index.html").read_text()
     with pytest.raises(ValueError, match="agreed to 'cc-by-4.0': leave it out"):
         preference_card(out, "me/votes", license="mit")
+
+
+def test_the_card_is_the_same_pushed_or_not(tmp_path, clock):
+    """Of an export here, one that is pushed, and one that is pushed later; what a person wrote on it is kept."""
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock, check_every=2)
+    add_pair(store, "jazz")
+    hear_and_vote(desk, clock, join(desk)[1])
+    out = export_votes(store, tmp_path / "votes").path
+    here = (out / "README.md").read_text()
+    assert "| a clip against itself | 0 | 0 |" in here
+    assert 'load_preferences("votes")' in here
+    assert prepare_preferences(out, "me/other").card == preference_card(out, "me/other")
+    again = export_votes(store, tmp_path / "again", repo_id="me/votes").path
+    there = (again / "README.md").read_text()
+    assert there == prepare_preferences(again, "me/votes").card == prepare_preferences(out, "me/votes").card
+    assert there.replace("me/votes", "votes") == here
+    (out / "README.md").write_text(here.replace("## Limits\n", "## Limits\n\nMind that only one person listened.\n"))
+    assert "only one person" in prepare_preferences(out, "me/votes").card
+    assert len(table(out)) == 1
 
 
 def test_splits_are_by_prompt(tmp_path, clock):

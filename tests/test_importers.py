@@ -102,7 +102,8 @@ def test_the_score_column_is_not_guessed(tmp_path):
     write_table(folder / "clips.jsonl", records)
     with pytest.raises(ValueError, match=r"2 columns of numbers \(score, number\): name the column"):
         import_folder(folder, tmp_path / "out")
-    assert import_folder(folder, tmp_path / "out", score_column="score").decided == 1
+    result = import_folder(folder, tmp_path / "out", score_column="score")
+    assert (result.decided, result.note) == (1, "compared by column 'score'")
     with pytest.raises(
         ValueError,
         match="score_column is 'mood': .*clips.jsonl has no such column, it has prompt, system, audio, score, number",
@@ -110,8 +111,56 @@ def test_the_score_column_is_not_guessed(tmp_path):
         import_folder(folder, tmp_path / "out", score_column="mood")
     records[1]["score"] = "high"
     write_table(folder / "clips.jsonl", records)
-    with pytest.raises(ValueError, match="row 1: score is 'high'"):
+    with pytest.raises(ValueError, match="clips.jsonl, row 2: score is 'high'"):
         import_folder(folder, tmp_path / "out", score_column="score")
+
+
+def test_the_one_score_column_is_said_with_the_way_to_choose_another(tmp_path):
+    folder = clips_folder(tmp_path, [("air", "x", 1), ("air", "y", 0)])
+    told = str(import_folder(folder, tmp_path / "out"))
+    assert "; compared by column 'score', the only one of numbers (--score_column names another)" in told
+
+
+def test_rows_are_counted_as_a_spreadsheet_shows_them(tmp_path):
+    """The header is row 1; a blank row has a number too, and a cell of two lines is one row."""
+    folder = clips_folder(tmp_path, [("air", "x", 1), ("air", "y", 0)])
+    (folder / "clips.jsonl").unlink()
+    header, wrong = "prompt,system,audio,score\n", "air,y,audio/1.flac,high\n"
+    (folder / "clips.csv").write_text(f'{header}"air\nin D",x,audio/0.flac,1\n\n{wrong}')
+    with pytest.raises(ValueError, match="clips.csv, row 4: score is 'high'"):
+        import_folder(folder, tmp_path / "out", score_column="score")
+    (folder / "clips.csv").write_text(f"{header}air,x,audio/0.flac,1,more\n")
+    with pytest.raises(ValueError, match="clips.csv, row 2: has other columns than the first row"):
+        import_folder(folder, tmp_path / "out")
+    (folder / "clips.csv").write_text(f"\n{header}air,x,audio/0.flac\n")
+    with pytest.raises(ValueError, match="clips.csv, row 3: score is None"):
+        import_folder(folder, tmp_path / "out", score_column="score")
+    (folder / "clips.csv").unlink()
+    (folder / "clips.jsonl").write_text('{"prompt": "air"}\n\n{broken\n')
+    with pytest.raises(ValueError, match="clips.jsonl, row 3: not a line of JSON"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_an_import_writes_over_an_earlier_one_of_the_same_and_nothing_else(tmp_path):
+    folder = clips_folder(tmp_path, [("air", "x", 1), ("air", "y", 0)])
+    for _ in range(2):
+        import_folder(folder, tmp_path / "out")
+    record = tmp_path / "out" / "import.json"
+    before = load_preferences(tmp_path / "out").to_list()
+    record.write_text(record.read_text().replace('"source": "folder"', '"source": "aime:quality"'))
+    with pytest.raises(
+        ValueError, match="out, which holds preferences imported from aime:quality: give another folder"
+    ):
+        import_folder(folder, tmp_path / "out")
+    record.unlink()
+    with pytest.raises(ValueError, match="out, which holds preferences that no import wrote: give another folder"):
+        import_folder(folder, tmp_path / "out")
+    assert load_preferences(tmp_path / "out").to_list() == before
+    (tmp_path / "mine" / "votes.csv").write_text("preference,system_a,system_b,why\nA,x,y,louder\n")
+    with pytest.raises(ValueError, match="mine, which holds a votes.csv that no import wrote: give another folder"):
+        import_battles(tmp_path / "mine" / "votes.csv", tmp_path / "mine")
+    for _ in range(2):
+        import_battles(tmp_path / "mine" / "votes.csv", tmp_path / "votes")
 
 
 def test_choices_keep_who_chose_and_what_was_heard(tmp_path):
@@ -136,16 +185,16 @@ def test_choices_keep_who_chose_and_what_was_heard(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"audio": "../secret.flac"}, ValueError, r"mine/clips.jsonl, row 1: path '../secret.flac' leads out of"),
+        ({"audio": "../secret.flac"}, ValueError, r"mine/clips.jsonl, row 2: path '../secret.flac' leads out of"),
         (
             {"audio": "audio/none.flac"},
             FileNotFoundError,
-            r"mine/clips.jsonl, row 1: there is no file 'audio/none.flac'",
+            r"mine/clips.jsonl, row 2: there is no file 'audio/none.flac'",
         ),
-        ({"audio": "audio/noise.txt"}, ValueError, "clips.jsonl, row 1: .*cannot be read as audio"),
+        ({"audio": "audio/noise.txt"}, ValueError, "clips.jsonl, row 2: .*cannot be read as audio"),
         ({"audio": "audio/silent.flac"}, ValueError, "is silent"),
-        ({"prompt": ""}, ValueError, "row 1: no prompt"),
-        ({"system": None}, ValueError, "row 1: no system"),
+        ({"prompt": ""}, ValueError, "row 2: no prompt"),
+        ({"system": None}, ValueError, "row 2: no system"),
     ],
 )
 def test_an_unusable_clip_is_named(tmp_path, change, error, message):
@@ -173,7 +222,13 @@ def test_what_was_done_is_kept_beside_the_rows(tmp_path):
         "license": None,
         "address": None,
         "left_out": {},
-        "options": {"crop_s": None, "loudness_lufs": -23.0, "skip_bad_clips": False, "min_gap": 0.5},
+        "options": {
+            "crop_s": None,
+            "loudness_lufs": -23.0,
+            "skip_bad_clips": False,
+            "min_gap": 0.5,
+            "score_column": "score",
+        },
     }
     # 45 rows are more than are in memory at once; they are all there, in order, for plain `datasets` too
     assert load_preferences(tmp_path / "out")["prompt"] == [f"tune {number}" for number in range(45)]
@@ -195,13 +250,13 @@ def test_folders_without_one_usable_table_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pairs.csv has no rows"):
         import_folder(folder, tmp_path / "out")
     (folder / "pairs.csv").write_text("prompt,audio_a,audio_b,preference\nair,audio/0.flac,audio/1.flac,left\n")
-    with pytest.raises(ValueError, match="row 0: preference is 'left'"):
+    with pytest.raises(ValueError, match="pairs.csv, row 2: preference is 'left'"):
         import_folder(folder, tmp_path / "out")
     (folder / "pairs.csv").unlink()
     with pytest.raises(FileNotFoundError, match="has no table of its clips"):
         import_folder(folder, tmp_path / "out")
     (folder / "clips.jsonl").write_text("{broken\n")
-    with pytest.raises(ValueError, match="row 0: not a line of JSON"):
+    with pytest.raises(ValueError, match="row 1: not a line of JSON"):
         import_folder(folder, tmp_path / "out")
     for name, value in (("min_gap", -1), ("crop_s", 0)):
         with pytest.raises(ValueError, match=f"{name} is {value}"):
@@ -242,10 +297,10 @@ def test_wrong_battles_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no vote table"):
         read_votes(table)
     table.write_text("preference,system_a,system_b\nA,x,y\nC,x,y\n")
-    with pytest.raises(ValueError, match="row 1: preference is 'c'"):
+    with pytest.raises(ValueError, match="battles.csv, row 3: preference is 'c'"):
         read_votes(table)
     table.write_text("preference,system_a,system_b\nA,x,x\n")
-    with pytest.raises(ValueError, match="row 0: model_a and model_b are both 'x'"):
+    with pytest.raises(ValueError, match="row 2: model_a and model_b are both 'x'"):
         read_votes(table)
     table.write_text("preference,left,right\nA,x,y\n")
     with pytest.raises(ValueError, match="no model_a, model_b"):

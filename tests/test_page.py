@@ -362,7 +362,7 @@ def test_the_command_makes_pairs_takes_a_vote_and_publishes_it(browser, tmp_path
             process.kill()  # does nothing where it has ended
     assert process.returncode == 0
     assert "Closing the page." in rest
-    assert "Wrote the votes to sqlite:///store/votes.db" in rest
+    assert "Wrote the votes to store; `musicrl export`" in rest
     assert len(load_preferences(tmp_path / "votes")) == 1
 
 

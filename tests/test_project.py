@@ -243,6 +243,28 @@ def options_of(command: str) -> set[str]:
     return options
 
 
+def test_git_passes_over_what_the_readme_has_one_write(tmp_path):
+    """In a repository of its own, so that it holds outside of one too."""
+    text = "\n".join([*shell_lines(README), *re.findall(r"`(musicrl [^`\n]+)`", README.read_text())])
+    made = set(re.findall(r"(?:-o|--out|--output_dir|--store|convert-codec \S+|>) ([\w./-]+)", text))
+    made |= set(re.findall(r'(?:save_file|to_json_file)\([^"\n]*"([^"]+)"', README.read_text()))
+    made = {name for name in made | {"collected"} if not name.startswith(("postgresql", "/"))}
+    assert {"prefs", "tuned", "out.wav", "codec_24khz", "weights.safetensors", "study", "prompts.txt"} <= made
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    for name in made:
+        path = tmp_path / name / "x"
+        if "." in name:
+            path = path.parent
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    status = ["git", "-C", tmp_path, "status", "--porcelain", "--untracked-files=all"]
+    assert subprocess.run(status, capture_output=True, text=True, check=True).stdout == "?? .gitignore\n"
+    tracked = [path.relative_to(ROOT) for path in PACKAGE.rglob("*.py")]
+    ignored = subprocess.run(["git", "-C", tmp_path, "check-ignore", "--no-index", *tracked], capture_output=True)
+    assert ignored.stdout == b""
+
+
 @pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def test_commands_on_the_pages_exist(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -75,12 +75,12 @@ def test_a_split_by_prompt_of_songeval_is_one_by_song(tmp_path):
         (
             {"annotation": []},
             ValueError,
-            r"metadata.jsonl, row 1: annotation is \[\]: it has to be a list of ratings with",
+            r"metadata.jsonl, row 2: annotation is \[\]: it has to be a list of ratings with",
         ),
-        ({"annotation": [{"Coherence": 3}]}, ValueError, r"row 1: Musicality is None: a rating lies between 1 and 5"),
-        ({"annotation": [dict.fromkeys(AXES, 6)]}, ValueError, r"row 1: Coherence is 6: a rating lies between 1 and 5"),
-        ({"file_name": "../x.flac"}, ValueError, r"row 1: file_name: path '../x.flac' leads out of"),
-        ({"file_name": "mp3/9.flac"}, FileNotFoundError, r"row 1: file_name: there is no file 'mp3/9.flac'"),
+        ({"annotation": [{"Coherence": 3}]}, ValueError, r"row 2: Musicality is None: a rating lies between 1 and 5"),
+        ({"annotation": [dict.fromkeys(AXES, 6)]}, ValueError, r"row 2: Coherence is 6: a rating lies between 1 and 5"),
+        ({"file_name": "../x.flac"}, ValueError, r"row 2: file_name: path '../x.flac' leads out of"),
+        ({"file_name": "mp3/9.flac"}, FileNotFoundError, r"row 2: file_name: there is no file 'mp3/9.flac'"),
     ],
 )
 def test_a_wrong_song_is_named(tmp_path, change, error, message):
@@ -194,9 +194,9 @@ def test_the_ratings_themselves_are_there_to_learn_from(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x_S002_P044.wav,4.2\n", r"sets/train_mos_list.txt, row 0: .* is not clip,quality,alignment"),
-        ("x_S002_P044.wav,9,1\n", r"row 0: overall quality is '9': a rating lies between 1 and 5"),
-        ("tune.wav,3,1\n", r"row 0: audio is 'tune': its name has to end in system and prompt, as S002_P044"),
+        ("x_S002_P044.wav,4.2\n", r"sets/train_mos_list.txt, row 1: .* is not clip,quality,alignment"),
+        ("x_S002_P044.wav,9,1\n", r"row 1: overall quality is '9': a rating lies between 1 and 5"),
+        ("tune.wav,3,1\n", r"row 1: audio is 'tune': its name has to end in system and prompt, as S002_P044"),
     ],
 )
 def test_a_wrong_line_of_musiceval_is_named(tmp_path, line, message):

@@ -15,9 +15,9 @@ from tiny import tiny_generator
 from musicrl_hf.audio import audio_bytes, match_loudness, read_audio
 from musicrl_hf.config import load_config
 from musicrl_hf.evaluation.metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams
-from musicrl_hf.evaluation.page import METRIC_LABELS
+from musicrl_hf.evaluation.page import METRIC_LABELS, headline
 from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
-from musicrl_hf.evaluation.win_rates import Rating, as_json, mean_opinion_scores
+from musicrl_hf.evaluation.win_rates import Rating, as_json, mean_opinion_scores, win_rate
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
 from musicrl_hf.preferences.schema import Vote, preferences_from_rows, save_preferences
@@ -162,6 +162,59 @@ def test_the_page_stands_alone_and_escapes_what_users_wrote(study):
     assert "simulated" in "".join(page.text)
     first = base64.b64decode(addresses[0].partition(",")[2])
     assert first == (out / "clips" / "base" / "0000.flac").read_bytes()
+
+
+@pytest.mark.parametrize("column", ["", "battle_id,"])
+def test_votes_without_prompts_are_not_said_to_have_some(tmp_path, capsys, column):
+    rows = [f"{f'b{n},' if column else ''}x,y,{'ab'[n % 2]}" for n in range(9)]
+    (tmp_path / "votes.csv").write_text("\n".join([f"{column}system_a,system_b,preference", *rows]) + "\n")
+    page = run_evaluate(EvaluateJob(votes=str(tmp_path / "votes.csv"), out=str(tmp_path / "out"))).read_text()
+    warning = "9 votes: too few to tell systems apart. Intervals are drawn over votes, and with fewer than 10"
+    assert capsys.readouterr().out.startswith(f"Warning: {warning}")
+    assert warning in page
+    assert "9 votes between 2 systems." in page
+    assert "prompt" not in page.partition("<body>")[2]
+
+
+def test_what_came_out_is_said_in_the_terminal(tmp_path, capsys):
+    """x against y: won 6 of 10 prompts, lost 2, tied 2, so 75 % of 8; with z, x won 6 and 2 of 10 decided."""
+    votes = [Vote(f"p{n}", "x", "y", "a" if n < 6 else "b" if n < 8 else "tie", "3fa5") for n in range(10)]
+    rate = win_rate(votes, "x", "y")
+    line = (
+        f"x preferred to y in 75 % [{100 * rate.low:.0f}, {100 * rate.high:.0f}] of 8 decided votes, 2 ties beside them"
+    )
+    assert headline(evaluate_votes(votes, tmp_path)) == line
+    more = [Vote("p0", "z", "x", "b", "simulated-2-0"), Vote("p1", "z", "x", "b", "3fa5")]
+    told = headline(evaluate_votes(votes + more, tmp_path))
+    assert told.startswith("x preferred to the others in 80 % [")
+    assert told.endswith("of 10 decided votes, 2 ties beside them (1 of 2 listeners are simulated)")
+    ties = [Vote(f"p{n}", "x", "y", "tie") for n in range(10)]
+    assert headline(evaluate_votes(ties, tmp_path)) == "x preferred to y in no vote: 10 ties and nothing else"
+
+    models = {name: tiny_generator(seed=seed) for seed, name in enumerate(("base", "one", "two"))}
+    prompts = [f"slow air {n}" for n in range(10)]
+    study = {"listeners": simulated_listeners(3), "duration_s": 0.2, "samples_per_prompt": 1}
+    result = evaluate_models(models, prompts, tmp_path, **study)
+    rates = {rate["model"]: rate for rate in result["win_rates"] if rate["against"] == "base"}
+    lines = headline(result).splitlines()
+    assert len(lines) == 2
+    for name, told in zip(("one", "two"), lines, strict=True):
+        assert told.startswith(f"{name} preferred to base in ")
+        assert f"of {rates[name]['wins'] + rates[name]['losses']} decided rating" in told
+        assert told.endswith("(the listeners are simulated)")
+
+
+def test_one_model_by_itself_has_its_mean_rating_said(tmp_path, capsys):
+    tiny_generator().save_pretrained(tmp_path / "only")
+    (tmp_path / "prompts.txt").write_text("slow air\nfast reel\n")
+    words = ["--models", str(tmp_path / "only"), "--prompts", str(tmp_path / "prompts.txt")]
+    words += ["--out", str(tmp_path / "out"), "--duration_s", "0.5", "--samples_per_prompt", "1", "--listeners", "3"]
+    run_evaluate(load_config(EvaluateJob, overrides=words))
+    (score,) = json.loads((tmp_path / "out" / "results.json").read_text())["mos"]
+    assert capsys.readouterr().out.splitlines()[1] == (
+        f"only has a mean rating of {score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}] of 6 ratings; give a "
+        "second generator to compare it with (the listeners are simulated)"
+    )
 
 
 @pytest.mark.parametrize(("prompts", "warned"), [(9, True), (10, False)])

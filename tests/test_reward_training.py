@@ -353,6 +353,16 @@ def test_resuming_without_a_checkpoint_is_refused(preferences, generator_folder,
         run_reward(job)
 
 
+def test_a_reward_on_another_backbone_is_not_written_over(sound_preferences, clap_folder, generator_folder, tmp_path):
+    PreferenceModel.from_clap(*tiny_clap()).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(
+        ValueError, match="holds a preference reward with `backbone` = 'clap', and .* 'generator': give"
+    ):
+        run_reward(generator_job(sound_preferences, generator_folder, tmp_path))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
 def test_max_length_is_off_and_trls_language_defaults_too():
     args = RewardJob(preferences="prefs", output_dir="out").trainer_config()
     assert args.max_length is None

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import socket
 import zipfile
 from pathlib import Path
@@ -52,6 +53,32 @@ def test_the_page_answers_as_its_script_asks(page):
     config = client.get("config").text
     assert '"api_visibility":"public"' not in config
     assert not json.loads(config)["analytics_enabled"]
+
+
+@pytest.mark.parametrize("study", [False, True])
+def test_a_link_to_the_page_is_shown_under_its_own_name(tmp_path, clock, study):
+    """What a messenger reads runs no script: it has to stand in what the server sends."""
+    store = VoteStore(tmp_path / "store")
+    service = ListeningService(open_desk(store, clock, study=study))
+    with served(service) as address, httpx.Client(base_url=address) as client:
+        answer = client.get("")
+        head = answer.text.partition("</head>")[0]
+        named = re.findall(r'<meta\s+(?:property|name)="(og:[\w:]+|twitter:\w+|robots)"\s+content="([^"]*)"', head)
+        title = "How good is each of these?" if study else "Which one sounds better?"
+        assert dict(named) | {"og:description": ""} == {
+            "og:title": title,
+            "og:description": "",
+            "og:type": "website",
+            "twitter:card": "summary",
+            "robots": "noindex",
+        }
+        assert len(named) == 5
+        assert f"<title>{title}</title>" in head
+        assert "to 5" in dict(named)["og:description"] if study else "which you prefer" in dict(named)["og:description"]
+        assert "gradio.app" not in head.replace("\\", "")
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert client.head("").status_code == 200
+    store.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost", "LOCALHOST.:1", "[::1]:7860", "192.168.1.5"])

@@ -27,13 +27,13 @@ def test_every_table_with_the_columns_is_read(tmp_path):
     write_table(tmp_path / "prompts.csv", [{"prompt": "007", "answer": 1}])
     rows = read_rows(FolderSource(tmp_path), COLUMNS)
     assert [(row.where, row.text("uuid"), row.text("prompt"), row.number("answer")) for row in rows] == [
-        ("a/c.jsonl, row 0", "3", "007", 1),
+        ("a/c.jsonl, row 1", "3", "007", 1),
         ("a/d.json", "4", "007", 1),
-        ("a/f.json, row 0", "6", "007", 1),
-        ("a/f.json, row 1", "7", "007", 1),
-        ("b.csv, row 0", "1", "007", 1),
-        ("b.csv, row 1", "2", "007", 1),
-        ("data/e.parquet, row 0", "5", "007", 1),
+        ("a/f.json, row 1", "6", "007", 1),
+        ("a/f.json, row 2", "7", "007", 1),
+        ("b.csv, row 2", "1", "007", 1),
+        ("b.csv, row 3", "2", "007", 1),
+        ("data/e.parquet, row 1", "5", "007", 1),
     ]
 
 
@@ -48,7 +48,7 @@ def test_wrong_tables_are_named(tmp_path):
     ):
         read_rows(open_source(src), COLUMNS)
     write_table(src / "y.jsonl", [{"uuid": 1, "prompt": "p", "answer": 1}, {"uuid": 2, "prompt": "p"}])
-    with pytest.raises(ValueError, match=r"y.jsonl, row 1: no column answer: it has uuid, prompt"):
+    with pytest.raises(ValueError, match=r"y.jsonl, row 2: no column answer: it has uuid, prompt"):
         read_rows(open_source(src), COLUMNS)
     (src / "y.jsonl").write_bytes(b'{"uuid": "\xff"}\n')
     with pytest.raises(ValueError, match=r"y.jsonl cannot be read as JSONL"):
@@ -72,7 +72,7 @@ def test_clips_stay_in_their_table_until_they_are_read(tmp_path):
     found = catalogue(source, lambda name: name, id_column="id")
     row = read_rows(source, ("id",))[2]
     own, other = clip_of(source, row, "audio"), clip_of(source, row, "audio", cell=found["0"][0])
-    assert (own.name, other.name) == ("train.parquet, audio 2/x.flac", "train.parquet, audio 0/x.flac")
+    assert (own.name, other.name) == ("train.parquet, audio 3/x.flac", "train.parquet, audio 1/x.flac")
     assert [pitch({"bytes": clip.load()}) for clip in (own, other)] == [400, 300]
     assert list(catalogue(source, lambda name: name)) == ["x.flac"]
 
@@ -88,7 +88,7 @@ def test_clips_are_looked_for_in_the_data_set_and_beside_the_table(tmp_path):
     ]
     assert clip_of(source, rows[0], "none") is None
     os.symlink(tmp_path, tmp_path / "sub/audio/up")
-    with pytest.raises(FileNotFoundError, match=r"sub/x.jsonl, row 0: audio: there is no file 'gone.flac'"):
+    with pytest.raises(FileNotFoundError, match=r"sub/x.jsonl, row 1: audio: there is no file 'gone.flac'"):
         clip_of(source, rows[0], "audio", cell="gone.flac")
     with pytest.raises(ValueError, match="leads out of"):
         clip_of(source, rows[0], "audio", cell="/etc/passwd")

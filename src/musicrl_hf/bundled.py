@@ -8,7 +8,7 @@ ships inside the package is compared with its SHA-256, once a process.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -40,12 +40,13 @@ def is_repo_id(name: str) -> bool:
     return name.count("/") == 1
 
 
-def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
+def resolve(name_or_path: str | Path, argument: str = "name_or_path", offered: Sequence[str] = tuple(BUNDLED)) -> str:
     """Turn what a user typed into something that `from_pretrained` accepts.
 
     Args:
         name_or_path: a bundled name (a key of `BUNDLED`), an existing folder, or a Hub id `organisation/name`.
         argument: what messages call it.
+        offered: bundled names that would do there, for the message.
 
     Returns:
         The folder as a string, or the Hub id unchanged. A folder wins over a Hub id that is spelled alike.
@@ -77,9 +78,10 @@ def resolve(name_or_path: str | Path, argument: str = "name_or_path") -> str:
     if name and os.path.isfile(path):
         raise ValueError(f"`{argument}` = {name!r} is a file: give the folder that holds it, with its config.json.")
     if not is_repo_id(name):
+        bundled = f" nor one of the bundled names ({', '.join(offered)})" if offered else ""
         raise ValueError(
-            f"`{argument}` = {name!r} is neither an existing folder nor a Hub id (organisation/name) nor one of the "
-            f"bundled names: {', '.join(BUNDLED)}. Check the spelling, or give one of these."
+            f"`{argument}` = {name!r} is neither an existing folder nor a Hub id (organisation/name){bundled}: check the "
+            "spelling, or give one of these."
         )
     return name
 

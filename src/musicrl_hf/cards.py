@@ -167,7 +167,7 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         )
     inherited = licence_of_sources(sources) if collected is None else collected.license
     licence = choose_licence(license, inherited, f"the preferences in {folder}")
-    splits = sorted({path.name.split("-")[0] for path in files}, key=lambda name: (name != "train", name))
+    splits = sorted({_split_of(path) for path in files}, key=lambda name: (name != "train", name))
     card_data = DatasetCardData(
         language="en",
         license=licence,
@@ -182,7 +182,12 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         configs=[
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
+                # Whole names, which hold a hash of the content: by a pattern, `datasets` would take a folder that was
+                # written again for the one that it read before.
+                "data_files": [
+                    {"split": split, "path": [f"data/{path.name}" for path in files if _split_of(path) == split]}
+                    for split in splits
+                ],
             }
         ],
     )
@@ -264,9 +269,19 @@ def is_stub(text: str) -> bool:
     return any(stub in text for stub in STUBS)
 
 
+def is_unchanged(text: str, folder: Path, license: str | None = None) -> bool:
+    """Whether a README is what `preference_card` writes of the folder, under whatever name: an export's, which nobody edited."""
+    name = re.search(r'load_preferences\("([^"]+)"\)', text)
+    return name is not None and text == preference_card(folder, name[1], license=license)
+
+
 def python_blocks(text: str) -> list[str]:
     """The Python code on a card."""
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def _split_of(path: Path) -> str:
+    return path.name.split("-")[0]
 
 
 def _linked(source: str) -> str:

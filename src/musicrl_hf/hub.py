@@ -9,8 +9,9 @@ import fnmatch
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
-from .cards import check_card, is_stub, kind_of, model_card, preference_card
+from .cards import check_card, is_stub, is_unchanged, kind_of, model_card, preference_card
 from .places import unlock_weights
 from .records import COLLECTION_FILE, IMPORT_FILE, RECORD_FILE, origin_of, public_record
 
@@ -129,7 +130,8 @@ def prepare_preferences(folder: str | Path, repo_id: str, *, license: str | None
     _check_repo_id(repo_id)
     folder = _existing_folder(folder)
     files, left_out = _collect(folder, PREFERENCE_FILES)
-    files["README.md"] = _card(folder, preference_card(folder, repo_id, license=license), "dataset")
+    written = preference_card(folder, repo_id, license=license)
+    files["README.md"] = _card(folder, written, "dataset", partial(is_unchanged, folder=folder, license=license))
     return Upload(repo_id, "dataset", files, left_out)
 
 
@@ -349,11 +351,11 @@ def _collect(folder: Path, patterns: Iterable[str]) -> tuple[dict[str, Path | by
     return files, left_out
 
 
-def _card(folder: Path, written: str, repo_type: str) -> bytes:
+def _card(folder: Path, written: str, repo_type: str, replaced: Callable[[str], bool] = is_stub) -> bytes:
     """The folder's own card where a person wrote it, else the one written now; checked either way."""
     own = folder / "README.md"
     text = own.read_text(encoding="utf-8") if own.is_file() else written
-    if is_stub(text):
+    if is_stub(text) or replaced(text):
         text = written
     check_card(text, repo_type)
     return text.encode()

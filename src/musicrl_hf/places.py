@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from .bundled import BUNDLED, is_repo_id, read_json, resolve
+from .bundled import BUNDLED, CHECKPOINTS, is_repo_id, read_json, resolve
 
 MODEL_TYPES = {  # model_type in config.json -> what it is
     "musicgen": "a generator",
@@ -118,15 +118,14 @@ def find_model(
         FileNotFoundError: no such folder here, and the Hub does not give it.
     """
     name = str(name_or_path)
-    source = resolve(name, argument)
+    offered = [bundled for bundled in BUNDLED if model_type_of(CHECKPOINTS / bundled) == wanted]
+    source = resolve(name, argument, offered)
     if not os.path.isdir(source):
-        bundled = ", ".join(BUNDLED)
+        bundled = f" or a bundled name ({', '.join(offered)})" if offered else ""
         cached = any(
             isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")
         )
-        check_hub(
-            name, "model", argument, f"give the folder of a saved model or a bundled name ({bundled})", cached=cached
-        )
+        check_hub(name, "model", argument, f"give the folder of a saved model{bundled}", cached=cached)
     elif wanted == "musicgen" and (Path(source) / "adapter_config.json").is_file():
         if source in _seen:
             raise ValueError(f"`{argument}` = {name!r} is an adapter on itself: name the model under it in its config.")

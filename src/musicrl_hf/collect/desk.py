@@ -60,7 +60,7 @@ class Desk:
             has_votes = connection.scalar(select(votes.c.deal).limit(1)) is not None
             if before is not None and has_votes and json.loads(before)["study"] != rules.study:
                 raise ValueError(
-                    f"`study` is {rules.study}, but the store {store.engine.url!r} holds votes that were "
+                    f"`study` is {rules.study}, but the store {store.name} holds votes that were "
                     f"{'no ratings' if rules.study else 'ratings of a study'}: give a --store of its own."
                 )
             if connection.scalar(select(consents.c.id).where(consents.c.id == rules.consent_id)) is None:

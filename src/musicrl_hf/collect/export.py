@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy import Row, Select, select
 from tqdm.auto import tqdm
 
 from ..audio import audio_bytes, read_audio
+from ..cards import preference_card
 from ..hub import push_preferences, retract_preferences
 from ..preferences.listeners import SIMULATED, is_simulated
 from ..preferences.schema import (
@@ -74,9 +76,15 @@ class ExportResult:
 
 
 def export_votes(
-    store: VoteStore, out: str | Path, *, licence: str | None = None, test_share: float = 0.1, seed: int = 0
+    store: VoteStore,
+    out: str | Path,
+    *,
+    licence: str | None = None,
+    test_share: float = 0.1,
+    seed: int = 0,
+    repo_id: str | None = None,
 ) -> ExportResult:
-    """Write the votes as a preference data set, with `collection.json` beside its rows.
+    """Write the votes as a preference data set, with its card (`README.md`) and `collection.json` beside its rows.
 
     Rows are those of people and of simulated listeners (`source` and `listener` tell them apart); checks of attention give
     no row but each listener's `reliability`. Splits are by prompt. Where no vote is left, because all were withdrawn, an
@@ -88,6 +96,7 @@ def export_votes(
         licence: take the votes whose listeners agreed to this one; may be left out where there is only one.
         test_share: share of the prompts that is held out; 0 for no split.
         seed: of the split.
+        repo_id: what the card's code loads the data set by; None takes the folder's name. The rest of a card is the same.
 
     Raises:
         ValueError: `out` holds something else; votes under several licences and none named; a wrong `test_share`.
@@ -95,9 +104,7 @@ def export_votes(
     out = Path(out)
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share is {test_share}: it has to be 0 or lie between 0 and 1")
-    check_target(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / COLLECTION_FILE).is_file():
-        raise ValueError(f"out is {out}, which holds preferences that no export wrote: give another folder")
+    check_out(out)
     with store.read() as connection:
         rows = connection.execute(_joined()).all()
         protocol = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
@@ -122,9 +129,31 @@ def export_votes(
             for side, own in sides.items()
             if own
         }
-        save_preferences(DatasetDict(parts), out, beside={COLLECTION_FILE: record.to_json()})
+        card = partial(preference_card, repo_id=repo_id or out.resolve().name)
+        save_preferences(DatasetDict(parts), out, beside={COLLECTION_FILE: record.to_json()}, card=card)
     prompts = {normalise_prompt(row.prompt) for row in compared}
     return ExportResult(out, out, len(compared), tuple(parts), len(prompts), test_share, record)
+
+
+def check_out(out: str | Path) -> None:
+    """Refuse a folder that an export must not write over.
+
+    Raises:
+        ValueError: it holds anything but an earlier export.
+    """
+    out = Path(out)
+    check_target(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / COLLECTION_FILE).is_file():
+        raise ValueError(f"out is {out}, which holds preferences that no export wrote: give another folder")
+
+
+def licences_of(store: VoteStore) -> list[str]:
+    """The licences that those whose votes are in the store agreed to, in the order of the alphabet."""
+    tables = votes.join(listeners, votes.c.listener == listeners.c.id).join(
+        consents, listeners.c.consent == consents.c.id
+    )
+    with store.read() as connection:
+        return sorted(connection.scalars(select(consents.c.licence).select_from(tables).distinct()))
 
 
 def publish(
@@ -143,7 +172,7 @@ def publish(
 
     Arguments and errors are those of `export_votes` and `musicrl_hf.hub.push_preferences`.
     """
-    result = export_votes(store, out, licence=licence, test_share=test_share, seed=seed)
+    result = export_votes(store, out, licence=licence, test_share=test_share, seed=seed, repo_id=repo_id)
     if result.path is None:
         address = retract_preferences(repo_id)
     else:

@@ -1,18 +1,23 @@
 """`musicrl collect` and `musicrl export`: their fields, and what runs them."""
 
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..audio import MAX_DURATION_S
+from ..bundled import is_repo_id
 from ..preferences.schema import read_prompts
+from ..sampling import check_sampling
 from . import require_extra
 from .rules import Rules, rule
 
 if TYPE_CHECKING:
+    from socket import socket
+
+    from ..generator import MusicRLForConditionalGeneration
     from .desk import Desk
     from .export import ExportResult
     from .maker import PairMaker
@@ -66,6 +71,7 @@ class CollectJob(Rules):
         super().__post_init__()
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
+        check_sampling(self.temperature, self.top_k, self.guidance_scale, frames=1)
         numbers = {"simulate": (self.simulate, 0), "pairs": (self.pairs, 0), "ahead": (self.ahead, 1)}
         for name, (number, least) in numbers.items():
             if number < least:
@@ -85,6 +91,8 @@ class CollectJob(Rules):
             raise ValueError(
                 f"`every` is {self.every} and `out` {self.out}: to export while the page runs, give both, and --push to publish."
             )
+        if self.push is not None and not is_repo_id(self.push):
+            raise ValueError(f'`push` is {self.push!r}: give a name on the Hub, "namespace/name".')
         if self.simulate and self.every:
             raise ValueError(f"`every` is {self.every}, but `simulate` opens no page: run `musicrl export` afterwards.")
 
@@ -117,20 +125,41 @@ def run_collect(job: CollectJob) -> str:
     Raises:
         ImportError: the extra is not installed.
         OSError: the port is taken.
+        ValueError, FileNotFoundError: no such model or prompts, models that make no pair, or `every` where the votes of the
+            store are under another licence. No store is made then.
     """
     require_extra()
-    from ..preferences.listeners import simulated_listeners
-    from .desk import Desk
-    from .maker import PairMaker
-    from .simulate import simulate
+    from .export import check_out
+    from .server import listen
     from .store import VoteStore
 
+    # Whatever keeps the page from opening is met before a store is made.
     prompts = read_prompts(job.prompts or BUNDLED_PROMPTS)
-    store = VoteStore(job.store, job.clips)
+    names = _find_models(job)
+    if job.out is not None:
+        check_out(job.out)
+    with nullcontext() if job.simulate else listen(job.host, job.port) as listening:
+        models = _load_models(job, names)
+        store = VoteStore(job.store, job.clips)
+        try:
+            desk, maker = _prepare(job, store, models, prompts)
+            return _simulate(job, desk, maker) if listening is None else _open_page(job, desk, maker, listening)
+        finally:
+            store.close()
+
+
+def _prepare(
+    job: CollectJob, store: "VoteStore", models: dict[str, "MusicRLForConditionalGeneration"], prompts: list[str]
+) -> tuple["Desk", "PairMaker"]:
+    from .desk import Desk
+    from .maker import PairMaker
+
+    if job.every is not None:
+        _check_licences(job, store)
     desk = Desk(store, job.rules)
     maker = PairMaker(
         store,
-        _load_models(job),
+        models,
         prompts,
         duration_s=job.duration_s,
         temperature=job.temperature,
@@ -139,29 +168,45 @@ def run_collect(job: CollectJob) -> str:
         seed=job.seed,
         check_every=job.check_every,
     )
-    try:
-        if not job.simulate:
-            return _open_page(job, desk, maker)
-        _make_pairs(job, desk.open_pairs(), maker)
-        given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
-        told = f"{given.total()} votes of {len(given)} simulated listeners to {store.engine.url!r}"
-        if len(given) < job.simulate:
-            told += (
-                f"; nothing was left for {job.simulate - len(given)} of the {job.simulate}: `raters` is {job.raters} listeners "
-                "a pair, so give a larger --raters, or more pairs (--pairs; in a study --prompts)"
-            )
-        return told
-    finally:
-        store.close()
+    return desk, maker
 
 
-def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
+def _check_licences(job: CollectJob, store: "VoteStore") -> None:
+    """Refuse exports in turn of votes that no one data set can hold."""
+    from .export import licences_of
+
+    there = licences_of(store)
+    if set(there) - {job.licence}:
+        raise ValueError(
+            f"`every` is {job.every}, but the store {store.name} holds votes under {', '.join(there)}, and this page asks for "
+            f"{job.licence}: a data set has one licence. Give a --store of its own, or leave --every out and export each with "
+            "`musicrl export --licence`."
+        )
+
+
+def _simulate(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
+    """Make pairs, and have simulated listeners vote on them."""
+    from ..preferences.listeners import simulated_listeners
+    from .simulate import simulate
+
+    _make_pairs(job, desk.open_pairs(), maker)
+    given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
+    told = f"{given.total()} votes of {len(given)} simulated listeners to {desk.store.name}"
+    if len(given) < job.simulate:
+        told += (
+            f"; nothing was left for {job.simulate - len(given)} of the {job.simulate}: `raters` is {job.raters} listeners "
+            "a pair, so give a larger --raters, or more pairs (--pairs; in a study --prompts)"
+        )
+    return told
+
+
+def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker", listening: "socket") -> str:
     """Serve the page, with what makes its pairs and what exports its votes beside it."""
     import signal
 
     from .leaderboard import Leaderboard
     from .pool import PairPool
-    from .server import serve
+    from .server import serve_on
     from .service import ListeningService
 
     store, publisher = desk.store, _publisher(job, desk.store)
@@ -173,13 +218,13 @@ def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
         if publisher is not None:
             publisher.start()
         with suppress(KeyboardInterrupt):  # raised or not, as the event loop has it
-            serve(service, job.host, job.port, job.hostnames, ready=partial(_announce, store.admin_token))
+            serve_on(listening, service, job.host, job.hostnames, ready=partial(_announce, store.admin_token))
         print("Closing the page.", flush=True)
     finally:
         pool.stop()
         if publisher is not None:
             publisher.stop()
-    return f"the votes to {store.engine.url!r}; `musicrl export` makes a data set of them"
+    return f"the votes to {store.name}; `musicrl export` makes a data set of them"
 
 
 def _publisher(job: CollectJob, store: "VoteStore") -> "Publisher | None":
@@ -224,14 +269,26 @@ def run_export(job: ExportJob) -> "ExportResult":
         store.close()
 
 
-def _load_models(job: CollectJob) -> dict:
-    from ..devices import find_device, find_dtype
+def _find_models(job: CollectJob) -> dict[str, str]:
+    """Label -> checkpoint, each of which is there."""
     from ..evaluation.report import label_models
+    from ..places import find_model
+
+    names = label_models([job.model, *job.against], "model and against")
+    for number, name in enumerate(names.values()):
+        find_model(name, "musicgen", "against" if number else "model")
+    return names
+
+
+def _load_models(job: CollectJob, names: dict[str, str]) -> dict[str, "MusicRLForConditionalGeneration"]:
+    from ..devices import find_device, find_dtype
     from ..generator import load_generator
+    from .maker import check_alike
 
     device, dtype = find_device(job.device), find_dtype(job.dtype)
-    names = label_models([job.model, *job.against])
-    return {label: load_generator(name, device=device, dtype=dtype) for label, name in names.items()}
+    models = {label: load_generator(name, device=device, dtype=dtype) for label, name in names.items()}
+    check_alike(models)
+    return models
 
 
 def _make_pairs(job: CollectJob, there: int, maker: "PairMaker") -> None:

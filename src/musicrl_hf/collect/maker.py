@@ -56,11 +56,7 @@ class PairMaker:
     ):
         if not models or not prompts:
             raise ValueError(f"{len(models)} models and {len(prompts)} prompts: give at least one of each")
-        layouts = {name: (model.sampling_rate, model.config.audio_channels) for name, model in models.items()}
-        if len(set(layouts.values())) > 1:
-            raise ValueError(
-                f"models differ in (Hz, channels): {layouts}; a pair has to sound alike in everything but the music"
-            )
+        check_alike(models)
         self.store, self.models, self.prompts = store, dict(models), list(prompts)
         self.duration_s, self.check_every = duration_s, check_every
         self._sampling: dict[str, Any] = {
@@ -191,6 +187,19 @@ class PairMaker:
             if not whole:
                 self.store.remove_clips([row["id"] for row in rows])
         return pair
+
+
+def check_alike(models: Mapping[str, MusicRLForConditionalGeneration]) -> None:
+    """Refuse models whose clips do not make a pair.
+
+    Raises:
+        ValueError: they differ in sampling rate or channels.
+    """
+    layouts = {name: (model.sampling_rate, model.config.audio_channels) for name, model in models.items()}
+    if len(set(layouts.values())) > 1:
+        raise ValueError(
+            f"models differ in (Hz, channels): {layouts}; a pair has to sound alike in everything but the music"
+        )
 
 
 def _attempt(prompt: str, work: Callable[[], Result]) -> Result | None:

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .export import export_votes
-from .page import build_page, page_head, page_theme
+from .page import build_page, own_preview, page_head, page_theme
 from .service import ListeningService
 from .tokens import Refused
 
@@ -106,8 +106,35 @@ def build_app(service: ListeningService, names: Sequence[str] = ()) -> FastAPI:
         theme=page_theme(),
         head=page_head(),
     )
+    app.add_middleware(OwnPreview, study=desk.rules.study)
     app.add_middleware(Gate, names=names)
     return app
+
+
+class OwnPreview:
+    """Puts the page's own title and link preview into the one document that Gradio writes."""
+
+    def __init__(self, app: ASGIApp, study: bool):
+        self.app, self.study = app, study
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+            return await self.app(scope, receive, send)
+        start: Message = {}
+        parts: list[bytes] = []
+
+        async def send_whole(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+                return
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                page = own_preview(b"".join(parts).decode(), self.study).encode()
+                kept = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+                await send({**start, "headers": [*kept, (b"content-length", str(len(page)).encode())]})
+                await send({"type": "http.response.body", "body": page})
+
+        await self.app(scope, receive, send_whole)
 
 
 class Gate:
@@ -198,9 +225,20 @@ def serve(
         OSError: the port is taken, or the host is no address of this machine.
     """
     with listen(host, port) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}/")
-        uvicorn.Server(uvicorn_config(service, [host, *names])).run(sockets=[listening])
+        serve_on(listening, service, host, names, ready)
+
+
+def serve_on(
+    listening: socket.socket,
+    service: ListeningService,
+    host: str = LOOPBACK,
+    names: Sequence[str] = (),
+    ready: Callable[[str], object] = lambda _: None,
+) -> None:
+    """As `serve`, on a socket that `listen` has taken for `host` before."""
+    shown = f"[{host}]" if ":" in host else host
+    ready(f"http://{shown}:{listening.getsockname()[1]}/")
+    uvicorn.Server(uvicorn_config(service, [host, *names])).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

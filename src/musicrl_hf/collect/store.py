@@ -52,14 +52,15 @@ class VoteStore:
 
     def __init__(self, where: str | Path, clip_folder: str | Path | None = None, *, create: bool = True):
         self.url, self.clip_folder = _locate(str(where), clip_folder)
+        self.name = repr(make_url(self.url)) if "://" in str(where) else str(where)  # as it was given, less a password
         if not create:
             _check_there(self.url, self.clip_folder)
-        self.clip_folder.mkdir(parents=True, exist_ok=True)
         self.engine = _engine(self.url)
         # SQLite has one writer at a time and lets the others poll; a lock of our own has them wait in turn.
         self._writer = threading.Lock() if self.is_sqlite else nullcontext()
-        with _explained(self.url):
+        with _explained(self.name):
             self._migrate()
+        self.clip_folder.mkdir(parents=True, exist_ok=True)
         self.salt, self.key = self._secret("salt"), self._secret("key")
         self.admin_token = self._secret("admin")  # lets whoever runs the page fetch an export from it
         self._remove_orphans()
@@ -138,7 +139,7 @@ class VoteStore:
                 command.upgrade(config, "head")
             except CommandError as error:
                 raise ValueError(
-                    f"store {self.engine.url!r} cannot be brought up to date ({error}): a newer musicrl_hf wrote it; "
+                    f"store {self.name} cannot be brought up to date ({error}): a newer musicrl_hf wrote it; "
                     "install that one."
                 ) from error
 
@@ -186,7 +187,7 @@ def _check_there(url: str, clip_folder: Path) -> None:
     place, remedy = make_url(url), "give the --store, and the --clips, of `musicrl collect`."
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").is_file():
         raise FileNotFoundError(f"`store`: there is no file {place.database}; {remedy}")
-    with _explained(url):
+    with _explained(repr(place)):
         if not inspect(create_engine(url, poolclass=NullPool)).has_table(settings.name):
             raise ValueError(f"`store` is {place!r}, a database that holds no votes of a listening page; {remedy}")
     if not clip_folder.is_dir():
@@ -194,12 +195,12 @@ def _check_there(url: str, clip_folder: Path) -> None:
 
 
 @contextmanager
-def _explained(url: str) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     """What a database says when it is opened, as errors that name the store and hide its password."""
     try:
         yield
     except DatabaseError as error:
-        name, told = repr(make_url(url)), str(error.orig).strip().splitlines()[0]
+        told = str(error.orig).strip().splitlines()[0]
         if isinstance(error, OperationalError):
             raise ConnectionError(
                 f"store {name} was not reached ({told}): check the URL, and that the database is running."

@@ -74,13 +74,53 @@ def figure_style() -> str:
 
 
 def few_prompts(result: Mapping[str, Any]) -> str:
-    """A sentence of warning where the comparison rests on too few prompts, else ""."""
-    if result["prompts"] >= FEW_PROMPTS:
+    """A sentence of warning where the comparison rests on too few prompts, or on too few votes without prompts, else ""."""
+    unit, number = ("vote", result["votes"]) if result["prompts"] is None else ("prompt", result["prompts"])
+    if number >= FEW_PROMPTS:
         return ""
     return (
-        f"{_count(result['prompts'], 'prompt')}: too few to tell systems apart. Intervals are drawn over prompts, and with "
-        f"fewer than {FEW_PROMPTS} they are wide, or too narrow to be trusted."
+        f"{_count(number, unit)}: too few to tell systems apart. Intervals are drawn over {unit}s, and with fewer than "
+        f"{FEW_PROMPTS} they are wide, or too narrow to be trusted."
     )
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """What came out, for the terminal: a line for each later generator against the first one, or for the best in votes;
+    before it a warning where there are few prompts.
+
+    Args:
+        result: what `evaluate_models` or `evaluate_votes` returns.
+    """
+    warning = [f"Warning: {few_prompts(result)}"] if few_prompts(result) else []
+    raters = result["raters"]
+    who = (
+        f"{raters['simulated']} of {_count(raters['listeners'], 'listener')}"
+        if result["kind"] == "votes"
+        else "the listeners"
+    )
+    simulated = f" ({who} are simulated)" if raters["simulated"] else ""
+    if len(result["models"]) == 1:
+        (score,) = result["mos"]
+        mean = f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}] of {_count(score['count'], 'rating')}"
+        lines = [f"{score['model']} has a mean rating of {mean}; give a second generator to compare it with"]
+    elif result["kind"] == "models":
+        first = result["models"][0]
+        lines = [_preferred(rate, "rating") for rate in result["win_rates"] if rate["against"] == first]
+    elif len(result["models"]) == 2:
+        lines = [_preferred(result["win_rates"][0], "vote")]
+    else:
+        lines = [_preferred(result["overall"][0] | {"against": "the others"}, "vote")]
+    return "\n".join([*warning, *(f"{line}{simulated}" for line in lines)])
+
+
+def _preferred(rate: Row, unit: str) -> str:
+    pair, ties = f"{rate['model']} preferred to {rate['against']}", _count(rate["ties"], "tie")
+    if rate["win_rate"] is None:
+        return f"{pair} in no {unit}: {ties} and nothing else"
+    low, high = (round(100 * rate[name]) for name in ("low", "high"))
+    decided = _count(rate["wins"] + rate["losses"], f"decided {unit}")
+    beside = f", {ties} beside them" if rate["ties"] else ""
+    return f"{pair} in {100 * rate['win_rate']:.0f} % [{low}, {high}] of {decided}{beside}"
 
 
 def _section(title: str, content: str) -> str:
@@ -91,7 +131,8 @@ def _section(title: str, content: str) -> str:
 def _summary(result: Mapping[str, Any]) -> str:
     few, raters = _few(result), result["raters"]
     if result["kind"] == "votes":
-        text = f"{_count(result['votes'], 'vote')} on {_count(result['prompts'], 'prompt')} between "
+        prompts = "" if result["prompts"] is None else f" on {_count(result['prompts'], 'prompt')}"
+        text = f"{_count(result['votes'], 'vote')}{prompts} between "
         of_all = f"of the {_count(raters['listeners'], 'listener')}"
         simulated = _simulated(f"{raters['simulated']} {of_all}") if raters["simulated"] else ""
         rewards = _chosen_by_rewards(f"{raters['rewards']} {of_all}") if raters["rewards"] else ""
@@ -254,8 +295,8 @@ def _player(number: int, entry: Row) -> str:
 def _notes(result: Mapping[str, Any]) -> str:
     notes = [
         "A win rate is wins / (wins + losses); ties are left out of it and shown beside it.",
-        "Intervals hold 95 % of the values that resampled prompts give; where one side won everything, they are exact "
-        "binomial ones.",
+        f"Intervals hold 95 % of the values that resampled {'votes' if result['prompts'] is None else 'prompts'} give; where "
+        "one side won everything, they are exact binomial ones.",
     ]
     if result["kind"] == "models":
         notes.append("Raters heard, and this page plays, all clips at the same loudness (-23 LUFS).")

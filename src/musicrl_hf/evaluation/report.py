@@ -21,7 +21,7 @@ from ..audio import atomic_path, audio_bytes, match_loudness
 from ..devices import find_device, find_dtype
 from ..generator import Clips, MusicRLForConditionalGeneration, load_generator
 from ..places import check_output, find_model
-from ..preferences.importers import VOTE_COLUMNS, read_votes
+from ..preferences.importers import VOTE_COLUMNS, has_prompts, read_votes
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, read_prompts
 from ..records import read_collection
@@ -30,7 +30,7 @@ from ..rewards.combine import find_reward, find_rewards, label_specs, move_rewar
 from ..rewards.contract import ask_reward
 from .counting import count_votes, ranking, ratings_in
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
-from .page import few_prompts, render_page
+from .page import headline, render_page
 from .study import Rater, best_of_player, check_study, sample_study
 from .win_rates import (
     MeanScore,
@@ -104,12 +104,11 @@ class EvaluateJob:
 
 
 def run_evaluate(job: EvaluateJob) -> Path:
-    """Run an evaluation and return the path of its page."""
+    """Run an evaluation, print what came out, and return the path of its page."""
     out = Path(job.out)
     check_output(out, "an evaluation", "out")
     result = _evaluate(job, out) if job.votes is None else evaluate_votes(job.votes, out, seed=job.seed)
-    if few_prompts(result):
-        print(f"Warning: {few_prompts(result)}")
+    print(headline(result))
     return out / PAGE_FILE
 
 
@@ -300,19 +299,21 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
         out_dir: gets `results.json`, `index.html` and `votes.csv`.
 
     Returns:
-        what `results.json` holds.
+        what `results.json` holds; `prompts` is None where the table names none.
 
     Raises:
         ValueError: if there are no votes, or the table is not valid.
     """
+    path = Path(source) if isinstance(source, str | Path) else None
     votes = read_votes(source) if isinstance(source, str | Path) else list(source)
-    if not votes and isinstance(source, str | Path):
+    if path is not None and not votes:
         raise ValueError(
-            f"`votes`: {source} holds no vote between two systems; where all its clips are of one system, there is none to rank."
+            f"`votes`: {path} holds no vote between two systems; where all its clips are of one system, there is none to rank."
         )
-    ratings = ratings_in(Path(source)) if isinstance(source, str | Path) and Path(source).is_dir() else []
-    result = count_votes(votes, ratings, seed=seed)
-    if isinstance(source, str | Path) and (record := read_collection(source)) is not None:
+    result = count_votes(votes, ratings_in(path) if path is not None and path.is_dir() else [], seed=seed)
+    if path is not None and not has_prompts(path):
+        result["prompts"] = None
+    if path is not None and (record := read_collection(path)) is not None:
         result["agreement"] = {
             "krippendorff_alpha": record.agreement,
             "shared_pairs": record.shared_pairs,
@@ -322,8 +323,12 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
     return result
 
 
-def label_models(names: Sequence[str]) -> dict[str, str]:
+def label_models(names: Sequence[str], argument: str = "`models`") -> dict[str, str]:
     """Label -> checkpoint of entries `name` or `label=name`; without a label the name's last part serves.
+
+    Args:
+        names: the entries.
+        argument: what messages call them.
 
     Raises:
         ValueError: if two entries have the same label.
@@ -338,7 +343,9 @@ def label_models(names: Sequence[str]) -> dict[str, str]:
         if not separator or "/" in label:
             label, name = Path(entry).name, entry
         if label in labelled or not label:
-            raise ValueError(f"models is {list(names)}: {label!r} is there twice; write label=name to tell them apart")
+            raise ValueError(
+                f"{argument} is {', '.join(names)}: {label!r} is there twice; write label=name to tell them apart"
+            )
         labelled[label] = name
     return labelled
 

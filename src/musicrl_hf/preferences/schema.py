@@ -11,7 +11,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -156,11 +156,12 @@ def save_preferences(
     folder: str | Path,
     imported: ImportRecord | None = None,
     beside: Mapping[str, str] | None = None,
+    card: Callable[[Path], str] | None = None,
 ) -> Path:
     """Write a folder of Parquet files that `datasets.load_dataset(folder)` reads, on the Hub too.
 
     The folder appears whole or not at all. A `DatasetDict` becomes one split each. `imported`, and the texts of `beside`
-    under their file names, go beside the rows.
+    under their file names, go beside the rows; `card` writes the README.md of the folder that holds all of these.
 
     Raises:
         ValueError: if the rows are not valid, or the folder holds something else than preferences.
@@ -188,6 +189,8 @@ def save_preferences(
             (temporary / IMPORT_FILE).write_text(imported.to_json(), encoding="utf-8")
         for file_name, content in (beside or {}).items():
             (temporary / file_name).write_text(content, encoding="utf-8")
+        if card is not None:
+            (temporary / "README.md").write_text(card(temporary), encoding="utf-8")
     return folder
 
 

@@ -21,9 +21,10 @@ from transformers import set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
+from ..bundled import read_json
 from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
-from ..places import check_output, find_model
+from ..places import check_output, contents_of, find_model
 from ..preferences.agreement import pair_votes
 from ..preferences.schema import DECIDED, decided_pairs, load_preferences
 from ..preferences.splits import split_by_generator, split_by_prompt
@@ -264,6 +265,7 @@ def run_reward(job: RewardJob) -> Path:
     started = time.monotonic()
     args = job.trainer_config()
     check_output(job.output_dir, "a preference reward")
+    _check_backbone(job)
     name = job.model or DEFAULT_MODELS[job.backbone]
     find_model(name, "clap" if job.backbone == "clap" else "musicgen", "model")
     checkpoint = find_checkpoint(job.resume_from_checkpoint, job.output_dir)
@@ -326,6 +328,17 @@ def _baseline(reward: Reward, rows: Dataset, crop_s: float, label: str, device: 
     move_reward(reward, device)
     margins = baseline_margins(reward, rows, crop_s, label)
     return {"accuracy": share_right(margins), "n_votes": len(margins), "equal_scores": int((margins == 0).sum())}
+
+
+def _check_backbone(job: RewardJob) -> None:
+    """A reward on another backbone is of another kind, whose files and checkpoints would lie between the new ones."""
+    if contents_of(job.output_dir) == "a preference reward":
+        there = read_json(Path(job.output_dir) / "config.json").get("backbone")
+        if there != job.backbone:
+            raise ValueError(
+                f"`output_dir` = {job.output_dir!r} holds a preference reward with `backbone` = {there!r}, and this run trains "
+                f"{job.backbone!r}: give another folder, or move away what is there."
+            )
 
 
 def _lora(job: RewardJob) -> LoraConfig:

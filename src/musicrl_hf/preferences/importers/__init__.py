@@ -7,7 +7,7 @@ brings them to one loudness, writes the rows and counts what was left out.
 from .comparisons import import_aime, import_cmi_pref, import_music_arena, import_musicprefs
 from .folder import import_folder
 from .ratings import RatedClip, import_musiceval, import_songeval, read_musiceval, read_songeval
-from .votes import VOTE_COLUMNS, import_battles, read_votes
+from .votes import VOTE_COLUMNS, has_prompts, import_battles, read_votes
 from .writing import ClipOptions, ImportResult
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ClipOptions",
     "ImportResult",
     "RatedClip",
+    "has_prompts",
     "import_aime",
     "import_battles",
     "import_cmi_pref",

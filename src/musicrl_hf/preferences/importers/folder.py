@@ -1,6 +1,7 @@
 """A folder of one's own clips, with scores or with choices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,36 +36,40 @@ def import_folder(
     Args:
         src: the folder.
         out: folder to write.
-        score_column: needed where `clips` has several columns of numbers.
+        score_column: needed where `clips` has several columns of numbers; the result says which one was taken.
         min_gap: scores that differ by less are a tie; equal scores always are.
         crop_s: keep the first seconds of each clip only; None keeps all, and refuses clips that last over 30 s.
         loudness_lufs: loudness that every clip is brought to, so that the louder one is not told by its level; None
             leaves levels as they are.
 
     Raises:
-        ValueError: naming the row (counted from 0) for a missing column or value, a score that is no number, a path that
-            leaves `src`, or audio that cannot be used (see `read_audio`); without pairs; with several tables.
+        ValueError: naming the row (of the file, from 1; a CSV's header is row 1) for a missing column or value, a score that
+            is no number, a path that leaves `src`, or audio that cannot be used (see `read_audio`); without pairs; with
+            several tables; where `out` holds anything but an earlier import of a folder.
         FileNotFoundError: without a table, or where a clip is not there.
     """
     src = Path(src)
     check_pairing(min_gap)
-    options, tally = ClipOptions(crop_s, loudness_lufs), Tally()
+    options, tally, settings = ClipOptions(crop_s, loudness_lufs), Tally(), dict[str, Any](min_gap=min_gap)
     table = _find_table(src)
     if table.stem == "pairs":
         if score_column is not None:
             raise ValueError(f"score_column is {score_column!r}, but {table} holds choices: leave it out")
         rows = read_table(table, PAIR_COLUMNS)
-        comparisons = _choices(rows, table, src)
+        comparisons = _choices(rows, src)
+        note = ""
     else:
         rows = read_table(table, CLIP_COLUMNS)
         column = score_column or _only_score_column(rows, table)
         comparisons = list(pairs_by_score(_rated_clips(rows, column, table, src), min_gap, f"score:{column}"))
         if not comparisons:
             raise ValueError(f"{table}: no prompt has two clips, so there is nothing to compare")
+        settings["score_column"] = column
+        chosen = "" if score_column else ", the only one of numbers (--score_column names another)"
+        note = f"compared by column {column!r}{chosen}"
     tally.read = len(rows)
-    return write_comparisons(
-        comparisons, out, source="folder", options=options, tally=tally, settings={"min_gap": min_gap}
-    )
+    result = write_comparisons(comparisons, out, source="folder", options=options, tally=tally, settings=settings)
+    return replace(result, note=note)
 
 
 def _find_table(src: Path) -> Path:
@@ -79,52 +84,50 @@ def _find_table(src: Path) -> Path:
     return clip_path(src, found[0].name)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def read_table(path: Path, columns: Sequence[str]) -> list[TableRow]:
     """The rows of a table; each has to have something in the columns."""
     rows = read_text_table(path, str(path))
     if not rows:
         raise ValueError(f"{path} has no rows")
-    for number, row in enumerate(rows):
-        check_columns(row, columns, path, number)
+    for row in rows:
+        check_columns(row, columns)
     return rows
 
 
-def check_columns(row: Mapping[str, Any], columns: Sequence[str], path: Path, number: int = 0) -> None:
+def check_columns(row: TableRow, columns: Sequence[str]) -> None:
     """Refuse a row that has nothing, or no text, in one of the columns."""
-    missing = [name for name in columns if row.get(name) in (None, "")]
+    missing = [name for name in columns if row.values.get(name) in (None, "")]
     if missing:
-        raise ValueError(f"{path}, row {number}: no {', '.join(missing)}: it has {', '.join(map(str, row))}")
+        raise ValueError(f"{row.where}: no {', '.join(missing)}: it has {', '.join(map(str, row.values))}")
     for name in columns:
-        if not isinstance(row[name], str):
-            raise ValueError(f"{path}, row {number}: {name} is {row[name]!r:.100}: it has to be text")
+        if not isinstance(row.values[name], str):
+            raise ValueError(f"{row.where}: {name} is {row.values[name]!r:.100}: it has to be text")
 
 
-def _rated_clips(table: list[dict[str, Any]], score_column: str, path: Path, src: Path) -> list[RatedClip]:
-    if not any(score_column in row for row in table):
-        raise ValueError(f"score_column is {score_column!r}: {path} has no such column, it has {', '.join(table[0])}")
+def _rated_clips(table: list[TableRow], score_column: str, path: Path, src: Path) -> list[RatedClip]:
+    if not any(score_column in row.values for row in table):
+        has = ", ".join(table[0].values)
+        raise ValueError(f"score_column is {score_column!r}: {path} has no such column, it has {has}")
     clips = []
-    for number, row in enumerate(table):
-        score = to_number(row.get(score_column))
+    for row in table:
+        score = to_number(row.values.get(score_column))
         if score is None:
-            raise ValueError(
-                f"{path}, row {number}: {score_column} is {row.get(score_column)!r}: it has to be a number"
-            )
-        where = f"{path}, row {number}"
-        clips.append(RatedClip(row["prompt"], _clip(src, row["audio"], row["system"], where), score))
+            raise row.error(score_column, "it has to be a number")
+        clip = _clip(src, row.values["audio"], row.values["system"], row.where)
+        clips.append(RatedClip(row.values["prompt"], clip, score))
     return clips
 
 
-def _choices(table: list[dict[str, Any]], path: Path, src: Path) -> list[Comparison]:
+def _choices(table: list[TableRow], src: Path) -> list[Comparison]:
     comparisons = []
-    for number, values in enumerate(table):
-        row = TableRow(f"{path}, row {number}", values)
+    for row in table:
         a, b = (
-            _clip(src, values[f"audio_{side}"], row.text(f"system_{side}") or "unknown", row.where) for side in "ab"
+            _clip(src, row.values[f"audio_{side}"], row.text(f"system_{side}") or "unknown", row.where) for side in "ab"
         )
         comparisons.append(
             Comparison(
                 row.where,
-                values["prompt"],
+                row.values["prompt"],
                 a,
                 b,
                 row.label("preference", {label: label for label in LABELS}),
@@ -141,9 +144,9 @@ def _clip(src: Path, name: str, system: Any, where: str) -> Clip:
     return Clip(name, partial(clip_path, src, name), str(system), where=where)
 
 
-def _only_score_column(table: list[dict[str, Any]], path: Path) -> str:
-    names = [name for name in table[0] if name not in CLIP_COLUMNS]
-    numeric = [name for name in names if all(to_number(row.get(name)) is not None for row in table)]
+def _only_score_column(table: list[TableRow], path: Path) -> str:
+    names = [name for name in table[0].values if name not in CLIP_COLUMNS]
+    numeric = [name for name in names if all(to_number(row.values.get(name)) is not None for row in table)]
     if len(numeric) != 1:
         found = f"{len(numeric)} columns of numbers ({', '.join(numeric)})" if numeric else "no column of numbers"
         raise ValueError(f"score_column is not given and {path} has {found}: name the column to compare the clips by")

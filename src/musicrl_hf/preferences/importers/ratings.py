@@ -229,7 +229,7 @@ def _mos_lists(source: Source, names: Sequence[str]) -> list[TableRow]:
     rows = []
     for name, path in sorted(source.fetch(parts).items()):
         above = PurePosixPath(name).parent.parent  # the lists lie in sets/, the clips in wav/ beside it
-        for number, line in enumerate(read_text(path, name).split("\n")):
+        for number, line in enumerate(read_text(path, name).split("\n"), 1):
             cells = [cell.strip() for cell in line.split(",")]
             if cells == [""]:
                 continue
@@ -254,7 +254,7 @@ def _musiceval_prompts(source: Source, given: str | Path | None) -> dict[str, st
         )
     texts = {}
     for name, path in paths.items():
-        for number, line in enumerate(read_text(path, name).splitlines()):
+        for number, line in enumerate(read_text(path, name).splitlines(), 1):
             key, tab, text = line.partition("\t")
             if not tab and line.strip():
                 raise ValueError(f"{name}, row {number}: {line[:60]!r} has no tab between id and text: copy it again")

@@ -2,16 +2,19 @@
 
 Tables are Parquet, CSV, JSON lines, or JSON files of one row each. Clips are files, or encoded bytes in a Parquet table,
 which stay there until they are needed: they are never decoded by `datasets`, which would need torchcodec.
+
+Messages count rows as a spreadsheet or an editor does: the first one of a file is row 1, which in CSV is the header.
 """
 
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -206,37 +209,57 @@ def to_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def read_text_table(path: Path, label: str) -> list[dict[str, Any]]:
+def read_text_table(path: Path, label: str) -> list[TableRow]:
     """The rows of a .csv, .jsonl or .json file; CSV cells are text.
 
+    Args:
+        path: the file.
+        label: what messages call it.
+
     Raises:
-        ValueError: not UTF-8, a line that is no JSON object, or a row with other columns than the first one of a CSV file.
+        ValueError: not UTF-8, a line that is no JSON object, or a row with more columns than the first one of a CSV file.
     """
-    rows: list[dict[str, Any]] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                rows = list(csv.DictReader(file))
-            elif path.suffix == ".json":
-                content = json.load(file)
-                rows = content if isinstance(content, list) else [content]
-                rows = rows if all(isinstance(row, dict) for row in rows) else []  # JSON, but no table
-            else:
-                for number, line in enumerate(line for line in file if line.strip()):
-                    try:
-                        rows.append(json.loads(line))
-                        if "\\u" in line:
-                            json.dumps(rows[-1], ensure_ascii=False).encode()  # half a character can be escaped only
-                    except (ValueError, RecursionError) as error:
-                        raise _NotALine(f"{label}, row {number}: not a line of JSON ({error})") from error
+            read = {".csv": _csv_rows, ".json": _json_rows}.get(path.suffix, partial(_lines_of_json, label))
+            rows = list(read(file))
     except _NotALine:
         raise
     except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{label} cannot be read as {path.suffix[1:].upper()} ({error}): copy it again") from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or None in row:
-            raise ValueError(f"{label}, row {number}: has other columns than the first row: {str(row)[:100]}")
-    return rows
+    for number, values in rows:
+        if not isinstance(values, dict) or None in values:
+            raise ValueError(f"{label}, row {number}: has other columns than the first row: {str(values)[:100]}")
+    return [TableRow(f"{label}, row {number}", values) for number, values in rows]
+
+
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
+    """As `csv.DictReader`, with each row's number: blank rows are passed over and counted, as spreadsheets show them."""
+    numbered = ((number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells)
+    _, header = next(numbered, (0, []))
+    for number, cells in numbered:
+        beyond: dict[Any, Any] = {None: cells[len(header) :]} if len(cells) > len(header) else {}
+        yield number, dict(zip_longest(header, cells[: len(header)])) | beyond
+
+
+def _json_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
+    content = json.load(file)
+    rows = content if isinstance(content, list) else [content]
+    if all(isinstance(row, dict) for row in rows):  # else it is JSON, but no table
+        yield from enumerate(rows, 1)
+
+
+def _lines_of_json(label: str, file: TextIO) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if "\\u" in line:
+                json.dumps(values, ensure_ascii=False).encode()  # half a character can be escaped only
+        except (ValueError, RecursionError) as error:
+            raise _NotALine(f"{label}, row {number}: not a line of JSON ({error})") from error
+        yield number, values
 
 
 def _table_columns(path: Path) -> list[str]:
@@ -244,7 +267,7 @@ def _table_columns(path: Path) -> list[str]:
         with reading_parquet(path):
             return pq.read_schema(path).names
     rows = read_text_table(path, str(path))
-    return list(rows[0]) if rows else []
+    return list(rows[0].values) if rows else []
 
 
 def _table_rows(path: Path, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -253,8 +276,8 @@ def _table_rows(path: Path, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
         yield from _parquet_rows(path, name)
         return
     rows = read_text_table(path, name)
-    for number, values in enumerate(rows):
-        yield (name if path.suffix == ".json" and len(rows) == 1 else f"{name}, row {number}"), values
+    for row in rows:
+        yield (name if path.suffix == ".json" and len(rows) == 1 else row.where), dict(row.values)
 
 
 def _parquet_rows(path: Path, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -270,7 +293,7 @@ def _parquet_rows(path: Path, name: str) -> Iterable[tuple[str, dict[str, Any]]]
         else:
             columns[column] = values.to_pylist()
     for number in range(table.num_rows):
-        yield f"{name}, row {number}", {column: values[number] for column, values in columns.items()}
+        yield f"{name}, row {number + 1}", {column: values[number] for column, values in columns.items()}
 
 
 def _stored_audio(cells: pa.ChunkedArray, place: str) -> list[StoredAudio]:
@@ -281,6 +304,6 @@ def _stored_audio(cells: pa.ChunkedArray, place: str) -> list[StoredAudio]:
         return cells[number]["bytes"].as_py()
 
     return [
-        StoredAudio(f"{place} {number}", path or "", partial(load, number) if size else None)
+        StoredAudio(f"{place} {number + 1}", path or "", partial(load, number) if size else None)
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True))
     ]

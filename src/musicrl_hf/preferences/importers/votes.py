@@ -11,9 +11,11 @@ from ...audio import atomic_path
 from ..data_files import reading_parquet
 from ..schema import Vote, votes_from_preferences
 from .folder import check_columns, read_table
+from .tables import read_text_table
 from .writing import ImportResult, import_result
 
 VOTE_COLUMNS = ("prompt", "model_a", "model_b", "preference", "listener")
+_IN_PLACE_OF_PROMPTS = ("battle_id", "battle_uuid")
 
 
 def import_battles(src: str | Path, out: str | Path) -> ImportResult:
@@ -22,7 +24,10 @@ def import_battles(src: str | Path, out: str | Path) -> ImportResult:
     The table has no audio: it serves win rates and rankings. See `read_votes` for its columns.
     """
     votes = read_votes(src)
-    with atomic_path(Path(out) / "votes.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    target = Path(out) / "votes.csv"
+    if target.exists() and target.read_text(encoding="utf-8").partition("\n")[0].strip() != ",".join(VOTE_COLUMNS):
+        raise ValueError(f"out is {out}, which holds a votes.csv that no import wrote: give another folder")
+    with atomic_path(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(VOTE_COLUMNS)
         writer.writerows([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
@@ -35,7 +40,7 @@ def read_votes(path: str | Path) -> list[Vote]:
 
     Columns of the CSV: `preference` (A, B, TIE, BOTH_BAD in any case); `system_a` and `system_b` (or `model_a`, `model_b`); and,
     where they exist, `listener` and `prompt`. Where there is no prompt, `battle_id` or `battle_uuid` stands for it,
-    else the row's number: every vote then counts as a prompt of its own in the intervals.
+    else the row: every vote then counts as a prompt of its own in the intervals (see `has_prompts`).
 
     Raises:
         FileNotFoundError: if there is no such file, or the folder holds no preferences.
@@ -47,19 +52,24 @@ def read_votes(path: str | Path) -> list[Vote]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no vote table {path}: give a CSV file or a folder of preferences")
     rows = read_table(path, ("preference",))
-    prefix = "system" if "system_a" in rows[0] else "model"
-    check_columns(rows[0], (f"{prefix}_a", f"{prefix}_b"), path)
-    prompt_column = next((name for name in ("prompt", "battle_id", "battle_uuid") if name in rows[0]), None)
+    prefix = "system" if "system_a" in rows[0].values else "model"
+    prompt_column = next((name for name in ("prompt", *_IN_PLACE_OF_PROMPTS) if name in rows[0].values), None)
     votes = []
     for number, row in enumerate(rows):
-        check_columns(row, (f"{prefix}_a", f"{prefix}_b", *([prompt_column] if prompt_column else [])), path, number)
-        prompt = str(number) if prompt_column is None else row[prompt_column]
+        check_columns(row, (f"{prefix}_a", f"{prefix}_b", *([prompt_column] if prompt_column else [])))
+        values = row.values
+        prompt = str(number) if prompt_column is None else values[prompt_column]
         try:
-            label = row["preference"].strip().lower()
-            votes.append(Vote(prompt, row[f"{prefix}_a"], row[f"{prefix}_b"], label, str(row.get("listener") or "")))
+            label, listener = values["preference"].strip().lower(), str(values.get("listener") or "")
+            votes.append(Vote(prompt, values[f"{prefix}_a"], values[f"{prefix}_b"], label, listener))
         except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from error
+            raise ValueError(f"{row.where}: {error}") from error
     return votes
+
+
+def has_prompts(path: str | Path) -> bool:
+    """Whether the votes that `read_votes` reads there name prompts, so that those on one prompt are counted together."""
+    return Path(path).is_dir() or "prompt" in read_text_table(Path(path), str(path))[0].values
 
 
 def _votes_of_preferences(folder: Path) -> list[Vote]:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ...audio import ClipTooLongError, audio_bytes, match_loudness, read_audio
 from ...licences import SOURCE_ADDRESSES, SOURCE_LICENCES, published_source
-from ...records import ImportRecord
+from ...records import ImportRecord, read_import
 from ..schema import DECIDED, FEATURES, check_target, normalise_prompt, preferences_from_rows, save_preferences
 
 LOUDNESS_LUFS = -23.0  # EBU R 128
@@ -138,12 +138,14 @@ class ImportResult:
     prompts: int
     systems: tuple[str, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""  # what the importer decided by itself
 
     def __str__(self) -> str:
         text = (
             f"{self.path}: {self.rows} comparisons ({self.decided} decided, {self.ties} ties) of {self.prompts} "
             f"prompts, systems {', '.join(self.systems)}"
         )
+        text += f"; {self.note}" if self.note else ""
         return text + (f"; left out: {list_counts(self.left_out)}" if self.left_out else "")
 
 
@@ -189,10 +191,10 @@ def write_comparisons(
 
     Raises:
         FileNotFoundError, ValueError: naming the row of the table whose clip cannot be used, unless `options.skip_bad_clips`;
-            without any comparison left.
+            without any comparison left; where `out` holds anything but an earlier import of this source.
     """
     out = Path(out)
-    check_target(out)
+    _check_out(out, source)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     by_split: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
@@ -238,6 +240,16 @@ def write_comparisons(
     systems = {clip.system for one in kept for clip in (one.a, one.b)}
     labels = [one.preference for one in kept]
     return import_result(out, [one.prompt for one in kept], labels, systems, record.left_out)
+
+
+def _check_out(out: Path, source: str) -> None:
+    """Refuse to write over anything but an earlier import of the same source."""
+    check_target(out)
+    if out.is_dir() and any(out.iterdir()):
+        before = read_import(out)
+        if before is None or before.source != source:
+            found = "that no import wrote" if before is None else f"imported from {before.source}"
+            raise ValueError(f"out is {out}, which holds preferences {found}: give another folder, or move them away")
 
 
 def _encoder(options: ClipOptions) -> Callable[[Clip], dict[str, Any]]:

@@ -1,0 +1,94 @@
+"""How `musicrl collect` starts, or does not: then it has made nothing, and says in the user's words what is wrong."""
+
+import socket
+
+import pytest
+from stores import add_pair, hear_and_vote, join, open_desk
+from tiny import tiny_generator
+
+from musicrl_hf.cli import main
+from musicrl_hf.collect.store import VoteStore
+from musicrl_hf.rewards.preference import PreferenceModel
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    tiny_generator().save_pretrained(root / "x")
+    tiny_generator(sampling_rate=800).save_pretrained(root / "faster")
+    PreferenceModel.from_generator(tiny_generator()).save_pretrained(root / "reward")
+    return root
+
+
+def refusal(capsys, *words) -> str:
+    assert main(["collect", *map(str, words)]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--model", "{m}/x", "--against", "no/such"], "`against` = 'no/such': there is no folder no/such here"),
+        (["--model", "no/such"], "`model` = 'no/such'"),
+        (["--model", "{m}/reward"], "`model` = '{m}/reward' holds a preference reward"),
+        (["--model", "{m}/x", "--against", "{m}/x"], "model and against is {m}/x, {m}/x: 'x' is there twice"),
+        (["--model", "{m}/x", "--against", "{m}/faster"], "models differ in (Hz, channels)"),
+        (["--model", "{m}/x", "--prompts", "none.txt"], "there is no file none.txt"),
+        (["--model", "{m}/x", "--guidance_scale", "0.5"], "`guidance_scale` must be at least 1"),
+        (["--model", "{m}/x", "--device", "abacus"], "abacus"),
+        (["--model", "{m}/x", "--every", "10m", "--out", "{m}/x"], "folder {m}/x holds a generator"),
+        (["--model", "{m}/x", "--every", "10m", "--out", "o", "--push", "votes"], "`push` is 'votes'"),
+        (["--model", "{m}/x", "--store", "postgresql://me:secret@127.0.0.1:1/v", "--clips", "c"], "v was not reached"),
+    ],
+)
+@pytest.mark.parametrize("simulate", [False, True])
+def test_a_start_that_fails_leaves_nothing(models, words, complaint, simulate, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(m=models) for word in words]
+    if simulate and "--every" not in words:
+        words += ["--simulate", "2"]
+    told = refusal(capsys, *words, "--port", "0")
+    assert complaint.format(m=models) in told
+    assert "name_or_path" not in told
+    assert "secret" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_port_leaves_nothing(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = refusal(capsys, "--model", models / "x", "--port", taken.getsockname()[1])
+    assert "`host` and `port` are 127.0.0.1 and" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_name_is_offered_the_bundled_generators_alone(models, capsys):
+    told = refusal(capsys, "--model", models / "x", "--against", "musicrl-tyni")
+    assert "`against` = 'musicrl-tyni' is neither" in told
+    assert "(musicrl-tiny)" in told
+
+
+def test_exports_in_turn_of_several_licences_are_refused_once(models, clock, tmp_path, capsys):
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock, licence="cc0-1.0")
+    add_pair(store, "jazz")
+    hear_and_vote(desk, clock, join(desk)[1])
+    store.close()
+    words = ["--model", models / "x", "--store", tmp_path / "store", "--port", 0, "--every", "10m"]
+    told = refusal(capsys, *words, "--out", tmp_path / "out")
+    assert f"the store {tmp_path / 'store'} holds votes under cc0-1.0, and this page asks for cc-by-4.0" in told
+    assert "export each with `musicrl export --licence`" in told
+    assert not (tmp_path / "out").exists()
+    store = VoteStore(tmp_path / "store")
+    with store.read() as connection:  # the rules of those votes, which their card shows, are as they were
+        rules = connection.exec_driver_sql("select value from settings where name = 'rules'").scalar_one()
+    assert '"licence": "cc0-1.0"' in rules
+    store.close()
+
+
+def test_messages_call_the_store_as_it_was_given(models, clock, tmp_path, capsys):
+    words = ["--model", models / "x", "--store", tmp_path / "s", "--simulate", 2, "--pairs", 1, "--duration_s", 0.5]
+    assert main(["collect", *map(str, words), "--guidance_scale", "1"]) == 0
+    assert f"simulated listeners to {tmp_path / 's'}\n" in capsys.readouterr().out
+    told = refusal(capsys, *words[:6], "--study", "--against", f"y={models / 'x'}")
+    assert f"the store {tmp_path / 's'} holds votes that were no ratings" in told
