@@ -59,10 +59,10 @@ class Run:
     folder: Path
 
 
-def aligned(work: Path, seed: int, sizes: Sizes) -> Run:
-    """The whole loop: base, R, U, RU, and a second round."""
+def aligned(work: Path, seed: int, sizes: Sizes, recipe: str = "paper") -> Run:
+    """The whole loop: base, R, U, RU, and a second round (which the recipe "tiny" leaves out)."""
     folder = work / f"seed_{seed}"
-    words = ("align", "--recipe", "paper", "--output_dir", str(folder), "--seed", str(seed), *sizes.align)
+    words = ("align", "--recipe", recipe, "--output_dir", str(folder), "--seed", str(seed), *sizes.align)
     return Run(f"align_{seed}", words, folder / "evaluation")
 
 

@@ -52,13 +52,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--recipe",
+        default="paper",
+        help="of musicrl align; tiny is the short version, of which no other part can be made",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a step or two of everything: shows that it runs")
     args = parser.parse_args()
     sizes = TINY if args.tiny else Sizes()
     runs: list[Run] = []
     if "align" in args.parts:
-        runs += [aligned(args.work, seed, sizes) for seed in args.seeds]
+        runs += [aligned(args.work, seed, sizes, args.recipe) for seed in args.seeds]
     for part, planned in (("methods", methods), ("rewards", ablations), ("curves", curves)):
         if part in args.parts:
             runs += planned(args.work, sizes)
