@@ -173,7 +173,31 @@ def test_an_export_over_the_last_one_is_what_load_dataset_reads(tmp_path, clock)
     result = export_votes(store, tmp_path / "out")
     assert result.path is None
     assert not (tmp_path / "out").exists()
-    assert str(result) == f"nothing: the store has no vote, and {tmp_path / 'out'} is not there (any more)"
+    told = f"nothing: the store has no vote; what an earlier export left in {tmp_path / 'out'} is deleted, for its votes were withdrawn"
+    assert str(result) == told
+    assert str(export_votes(store, tmp_path / "out")) == "nothing: the store has no vote"
+
+
+def test_a_store_is_not_made_among_other_files_nor_written_over(tmp_path, clock):
+    """A store in an export, or an export over a store: either would lose what is there."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"store .*thesis is a folder that holds chapter1.txt: give a new folder"):
+        VoteStore(tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock)
+    add_pair(store, "a reel")
+    _, listener = join(desk)
+    desk.deal(listener)
+    hear_and_vote(desk, clock, listener)
+    out = export_votes(store, tmp_path / "out", test_share=0).path
+    with pytest.raises(ValueError, match=r"store .*out is a folder that holds README.md"):
+        VoteStore(out)
+    (out / "votes.db").write_bytes(b"a store that is there all the same")
+    with pytest.raises(ValueError, match=r"holds votes.db beside preferences, which would be lost"):
+        export_votes(store, out, test_share=0)
+    assert (out / "votes.db").is_file()
 
 
 def test_an_export_writes_over_nothing_else(tmp_path, clock):

@@ -80,6 +80,11 @@ def test_saving_replaces_preferences_but_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="holds other files"):
         save_preferences(preferences_from_rows([row()]), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    (folder / "votes.db").write_text("all votes")
+    with pytest.raises(ValueError, match=r"holds votes\.db beside preferences, which would be lost"):
+        save_preferences(preferences_from_rows([row()]), folder)
+    assert (folder / "votes.db").read_text() == "all votes"
+    assert load_preferences(folder)["prompt"] == ["a jig"]
 
 
 @pytest.mark.parametrize(

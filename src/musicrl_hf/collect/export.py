@@ -55,11 +55,17 @@ class ExportResult:
     test_share: float = 0.0
     record: CollectionRecord | None = None
     address: str | None = None
+    removed: bool = False  # an earlier export of votes that are no more
 
     def __str__(self) -> str:
         pushed = f"; pushed to {self.address}" if self.address else ""
         if self.record is None:
-            return f"nothing: the store has no vote, and {self.out} is not there (any more){pushed}"
+            gone = (
+                f"; what an earlier export left in {self.out} is deleted, for its votes were withdrawn"
+                if self.removed
+                else ""
+            )
+            return f"nothing: the store has no vote{gone}{pushed}"
         first = f"{self.path}: {self.rows} rows ({', '.join(self.splits)}){pushed}"
         split = [] if len(self.splits) > 1 else [f"No test split: {self._why_no_split()}."]
         return "\n".join(
@@ -112,9 +118,10 @@ def export_votes(
     rows = [row for row in rows if row.licence == licence]
     compared = [row for row in rows if row.kind == "pair"]
     if not compared:
-        if out.is_dir():
+        removed = out.is_dir()
+        if removed:
             shutil.rmtree(out)
-        return ExportResult(out, None, 0)
+        return ExportResult(out, None, 0, removed=removed)
     attention = _attention(rows)
     record = _record(str(licence), json.loads(protocol or "{}"), rows, compared)
     sides: dict[str, list[Row]] = {"train": [], "test": []}

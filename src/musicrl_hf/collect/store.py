@@ -53,7 +53,9 @@ class VoteStore:
     def __init__(self, where: str | Path, clip_folder: str | Path | None = None, *, create: bool = True):
         self.url, self.clip_folder = _locate(str(where), clip_folder)
         self.name = repr(make_url(self.url)) if "://" in str(where) else str(where)  # as it was given, less a password
-        if not create:
+        if create:
+            _check_new(Path(where), self.name)
+        else:
             _check_there(self.url, self.clip_folder)
         self.engine = _engine(self.url)
         # SQLite has one writer at a time and lets the others poll; a lock of our own has them wait in turn.
@@ -180,6 +182,16 @@ def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
     if clip_folder is None:
         raise ValueError("clips is not given: with PostgreSQL, name a folder that all machines see")
     return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False), Path(clip_folder)
+
+
+def _check_new(folder: Path, name: str) -> None:
+    """Refuse a folder of something else: what lies beside a store is easily taken for a part of it, and the store for theirs."""
+    if folder.is_dir() and not (folder / DATABASE_FILE).is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.name != CLIP_FOLDER)
+        if others:
+            raise ValueError(
+                f"store {name} is a folder that holds {others[0]}: give a new folder, or that of an earlier collection"
+            )
 
 
 def _check_there(url: str, clip_folder: Path) -> None:

@@ -308,7 +308,8 @@ def evaluate_votes(source: str | Path | Sequence[Vote], out_dir: str | Path, *, 
     votes = read_votes(source) if isinstance(source, str | Path) else list(source)
     if path is not None and not votes:
         raise ValueError(
-            f"`votes`: {path} holds no vote between two systems; where all its clips are of one system, there is none to rank."
+            f"`votes`: {path} holds no vote between two systems: its clips are of one system, or nothing says of which. Collect "
+            "with --against, or name system_a and system_b in the table that is imported."
         )
     result = count_votes(votes, ratings_in(path) if path is not None and path.is_dir() else [], seed=seed)
     if path is not None and not has_prompts(path):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..audio import MAX_DURATION_S, atomic_path
 from ..places import check_hub, contents_of
-from ..records import IMPORT_FILE, ImportRecord
+from ..records import COLLECTION_FILE, IMPORT_FILE, ImportRecord
 from .data_files import load_split, read_text, was_downloaded
 
 LABELS = ("a", "b", "tie", "both_bad")
@@ -151,6 +151,10 @@ def validate_preferences(ds: Dataset) -> Dataset:
     return ds
 
 
+_OWN_NAMES = {"data", "README.md", IMPORT_FILE, COLLECTION_FILE, ".gitattributes", ".cache", ".DS_Store"}
+"""What a folder of preferences may hold, written here or by the Hub's tools; writing it again replaces all of it."""
+
+
 def save_preferences(
     ds: Dataset | DatasetDict,
     folder: str | Path,
@@ -195,11 +199,16 @@ def save_preferences(
 
 
 def check_target(folder: str | Path) -> None:
-    """Refuse to write over a folder that holds something else than preferences."""
+    """Refuse to write over a folder that holds something else than preferences, or something beside them: it would be gone."""
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not any((folder / "data").glob("*.parquet"))):
         found = "other files" if folder.is_dir() and contents_of(folder) is None else contents_of(folder) or "no folder"
         raise ValueError(f"folder {folder} holds {found}: give a new folder or an earlier preference data set")
+    beside = sorted(path.name for path in folder.iterdir() if path.name not in _OWN_NAMES) if folder.is_dir() else []
+    if beside:
+        raise ValueError(
+            f"folder {folder} holds {beside[0]} beside preferences, which would be lost: give another folder, or move it away"
+        )
 
 
 def load_preferences(source: str | Path, split: str = "train") -> Dataset:
