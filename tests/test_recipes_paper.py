@@ -65,6 +65,7 @@ def test_a_table_says_who_listened(recipe):
     found = {
         "listeners": "simulated-9",
         "seeds": [0, 1],
+        "recipes": ["paper"],
         "win_rates": [
             {"a": "ru", "b": "base", "win_rate": 0.75, "low": 0.7, "high": 0.8, "wins": 6, "ties": 1, "losses": 2}
             | {"by_seed": [0.7, 0.8], "wilcoxon_p": 0.0123, "paper": 87}
@@ -73,7 +74,10 @@ def test_a_table_says_who_listened(recipe):
     }
     text = tables.summary(found)
     assert "| RU against base | **75 %** [70, 80] | 6 / 1 / 2 | 70 %, 80 % | 0.012 | 87 % |" in text
-    assert "2 training seeds, listeners simulated-9: **simulated**, nobody listened." in text
+    assert (
+        "2 training seeds of `musicrl align --recipe paper`, listeners simulated-9: **simulated**, nobody listened."
+        in text
+    )
 
 
 @pytest.mark.skipif(not (ROOT / "results" / "paper.json").exists(), reason="nothing was gathered yet")

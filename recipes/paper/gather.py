@@ -95,10 +95,17 @@ def compared(folders: dict[int, Path]) -> dict[str, Any]:
         ]
         mos.append(as_json(score) | {"by_seed": by_seed, "paper": PAPER["mos"].get(score.model)})
     results = [json.loads((folder / "results.json").read_text()) for folder in folders.values()]
+    prompts = read_prompts(next(iter(folders.values())).parent / "heldout_prompts.txt")[:KL_PROMPTS]
+    duration_s = results[0]["settings"]["duration_s"]
     systems = {
         name: _mean_of([_system(result, name) for result in results if name in result["models"]])
         for name in results[0]["models"]
     }
+    for name, row in systems.items():
+        tuned = [folder.parent / name for folder in folders.values() if (folder.parent / name).is_dir()]
+        row["kl"] = (
+            fmean(divergence(str(each), "musicrl-tiny", prompts, duration_s) for each in tuned) if tuned else 0.0
+        )
     return {"win_rates": rows, "mos": mos, "systems": systems}
 
 
@@ -211,8 +218,10 @@ def main() -> None:
     args = parser.parse_args()
     folders = seeds_of(args.work)
     judged = args.work / "judged.json"
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "runs").glob("*.json"))}
     found = {
         "listeners": LISTENER_VERSION,
+        "recipes": sorted({run["command"].split()[3] for run in runs.values() if " align " in run["command"]}),
         "seeds": list(folders),
         **compared(folders),
         "methods": methods_table(args.work),
@@ -223,7 +232,7 @@ def main() -> None:
             if (args.work / "curves" / name / "result.json").exists()
         },
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
-        "runs": {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "runs").glob("*.json"))},
+        "runs": runs,
         "paper": PAPER,
     }
     args.out.parent.mkdir(exist_ok=True)
@@ -237,7 +246,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
-    return round(value, 5) if isinstance(value, float) else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

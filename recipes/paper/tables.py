@@ -49,7 +49,7 @@ def win_rates(found: dict[str, Any]) -> str:
                 f"**{percent(row['win_rate'])}** [{100 * row['low']:.0f}, {100 * row['high']:.0f}]",
                 f"{row['wins']} / {row['ties']} / {row['losses']}",
                 ", ".join(percent(value) for value in row["by_seed"]),
-                f"{row['wilcoxon_p']:.2g}",
+                "< .0001" if row["wilcoxon_p"] < 1e-4 else f"{row['wilcoxon_p']:.2g}",
                 "" if row["paper"] is None else f"{row['paper']:g} %",
             ]
         )
@@ -75,13 +75,14 @@ def systems(found: dict[str, Any]) -> str:
     rows = [
         [
             NAMES[name],
+            f"{row['kl']:.1f}",
             *(f"{row[key]:.3f}" if key in row else "" for key in keys),
             *(percent(row[key] / base[key]) for key in ("timbre_distance_db", "harmony_distance", "distinct_ngrams")),
         ]
         for name, row in found["systems"].items()
     ]
     kept = ["timbre kept apart", "harmony kept apart", "n-grams kept distinct"]
-    return table(["", *(REWARDS[key] for key in keys), *kept], rows)
+    return table(["", "KL to the base (nats a clip)", *(REWARDS[key] for key in keys), *kept], rows)
 
 
 def methods(found: dict[str, Any]) -> str:
@@ -218,7 +219,8 @@ def summary(found: dict[str, Any]) -> str:
     """What README.md shows."""
     seeds = len(found["seeds"])
     note = (
-        f"{seeds} training seed{'' if seeds == 1 else 's'}, listeners {found['listeners']}: **simulated**, nobody listened. "
+        f"{seeds} training seed{'' if seeds == 1 else 's'} of `musicrl align --recipe {' and '.join(found['recipes'])}`, listeners "
+        f"{found['listeners']}: **simulated**, nobody listened. "
         "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
         "Methods, rewards, judges and curves: [results/README.md](results/README.md)."
     )
