@@ -1,13 +1,16 @@
 """How `musicrl collect` starts, or does not: then it has made nothing, and says in the user's words what is wrong."""
 
 import socket
+from contextlib import closing
 
 import pytest
+from sqlalchemy import select
 from stores import add_pair, hear_and_vote, join, open_desk
 from tiny import tiny_generator
 
 from musicrl_hf.cli import main
 from musicrl_hf.collect.store import VoteStore
+from musicrl_hf.collect.tables import votes
 from musicrl_hf.rewards.preference import PreferenceModel
 
 
@@ -92,3 +95,18 @@ def test_messages_call_the_store_as_it_was_given(models, clock, tmp_path, capsys
     assert f"simulated listeners to {tmp_path / 's'}\n" in capsys.readouterr().out
     told = refusal(capsys, *words[:6], "--study", "--against", f"y={models / 'x'}")
     assert f"the store {tmp_path / 's'} holds votes that were no ratings" in told
+
+
+def test_a_store_that_goes_on_says_what_it_holds(models, tmp_path, monkeypatch, capsys):
+    """Two rehearsals in one store, the second with other rules: nobody mixes collections unawares."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a reel\na jig\n")
+    words = ["collect", "--model", str(models / "x"), "--prompts", "prompts.txt", "--store", "s", "--duration_s", "0.5"]
+    assert main([*words, "--simulate", "2", "--check_every", "0"]) == 0
+    assert "holds" not in capsys.readouterr().out
+    with closing(VoteStore("s")) as store, store.read() as connection:
+        given = len(connection.execute(select(votes)).all())
+    assert given > 0
+    assert main([*words, "--simulate", "2", "--seed", "5", "--check_every", "0", "--deal_hours", "7"]) == 0
+    told = f"The store s holds {given} votes already, {given} of them simulated, on clips of x; other deal_hours than then."
+    assert told in capsys.readouterr().out

@@ -1,8 +1,9 @@
 """`musicrl collect` and `musicrl export`: their fields, and what runs them."""
 
+import json
 import re
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,8 @@ def _prepare(
 
     if job.every is not None:
         _check_licences(job, store)
+    if (there := _contents(job, store)) is not None:
+        print(there, flush=True)
     desk = Desk(store, job.rules)
     maker = PairMaker(
         store,
@@ -169,6 +172,27 @@ def _prepare(
         check_every=job.check_every,
     )
     return desk, maker
+
+
+def _contents(job: CollectJob, store: "VoteStore") -> str | None:
+    """What the store holds that this collection adds to; None where that is nothing."""
+    from sqlalchemy import func, select
+
+    from ..preferences.listeners import is_simulated
+    from .tables import clips, settings, votes
+
+    with store.read() as connection:
+        given = connection.execute(select(votes.c.listener, func.count()).group_by(votes.c.listener)).all()
+        models = connection.scalars(select(clips.c.model).distinct().order_by(clips.c.model)).all()
+        before = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
+    if not given:
+        return None
+    simulated = sum(count for listener, count in given if is_simulated(listener))
+    total = sum(count for _, count in given)
+    now, then = json.loads(json.dumps(asdict(job.rules))), json.loads(before or "{}")
+    changed = [name for name in now if then.get(name) != now[name]]
+    rules = f"; other {', '.join(changed)} than then" if changed else ""
+    return f"The store {store.name} holds {total} votes already, {simulated} of them simulated, on clips of {', '.join(models)}{rules}."
 
 
 def _check_licences(job: CollectJob, store: "VoteStore") -> None:
