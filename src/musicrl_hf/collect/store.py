@@ -186,12 +186,13 @@ def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
 
 def _check_new(folder: Path, name: str) -> None:
     """Refuse a folder of something else: what lies beside a store is easily taken for a part of it, and the store for theirs."""
-    if folder.is_dir() and not (folder / DATABASE_FILE).is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.name != CLIP_FOLDER)
-        if others:
-            raise ValueError(
-                f"store {name} is a folder that holds {others[0]}: give a new folder, or that of an earlier collection"
-            )
+    # Looked at once: another process may be making the store, whose database comes with files beside it.
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(each for each in names - {CLIP_FOLDER} if not each.startswith(DATABASE_FILE))
+    if others and DATABASE_FILE not in names:
+        raise ValueError(
+            f"store {name} is a folder that holds {others[0]}: give a new folder, or that of an earlier collection"
+        )
 
 
 def _check_there(url: str, clip_folder: Path) -> None:
