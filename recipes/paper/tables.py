@@ -222,7 +222,7 @@ def summary(found: dict[str, Any]) -> str:
         f"{seeds} training seed{'' if seeds == 1 else 's'} of `musicrl align --recipe {' and '.join(found['recipes'])}`, listeners "
         f"{found['listeners']}: **simulated**, nobody listened. "
         "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
-        "Methods, rewards, judges and curves: [results/README.md](results/README.md)."
+        "More of what was measured: [results/README.md](results/README.md)."
     )
     return "\n\n".join([win_rates(found), opinion_scores(found), note])
 
