@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 STFT_SIZES = (512, 2048)
 MEL_SCALES = ((512, 40), (1024, 64), (2048, 80))  # window (samples) and number of filters
-MEL_FLOOR = 0.05
+MEL_FLOOR, TRAINED_FLOOR = 0.05, 0.005  # magnitudes that are measured; the treble that is trained lies far below it
 
 
 def mel_filters(size: int, n_mels: int) -> Tensor:
@@ -33,11 +33,11 @@ class ReconstructionLoss:
         z = torch.stft(wave, size, size // 4, window=self.windows[size], return_complex=True)
         return z, (z.real**2 + z.imag**2 + 1e-8).sqrt()
 
-    def mel_distance(self, target: Tensor, output: Tensor) -> Tensor:
-        """Mean distance of log-mel spectra (nats) over the resolutions; waves [B, T]."""
+    def mel_distance(self, target: Tensor, output: Tensor, floor: float = MEL_FLOOR) -> Tensor:
+        """Mean distance of log-mel spectra (nats) over the resolutions; waves [B, T], magnitudes above `floor`."""
         distances = []
         for size, filters in self.filters.items():
-            log_mels = [torch.log(filters @ self.spectrum(wave, size)[1] + MEL_FLOOR) for wave in (target, output)]
+            log_mels = [torch.log(filters @ self.spectrum(wave, size)[1] + floor) for wave in (target, output)]
             distances.append((log_mels[0] - log_mels[1]).abs().mean())
         return torch.stack(distances).mean()
 
@@ -51,7 +51,7 @@ class ReconstructionLoss:
                 (z.real.abs() + z.imag.abs()).sum() * scale
             )
             loss = loss + (magnitude - magnitude_out).abs().sum() / (magnitude.sum() * scale)
-        return loss + log_mel_weight * self.mel_distance(target, output)
+        return loss + log_mel_weight * self.mel_distance(target, output, TRAINED_FLOOR)
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:

@@ -4,7 +4,8 @@
     python recipes/generator.py --work build/tiny --export          only writes it, from the last saved step
 
 Teacher forced on delayed codes, with the text left out now and then for classifier-free guidance (Ho and Salimans 2022).
-The loss is ours, over the delayed ids: the stock `labels=` knows nothing of the delay pattern.
+The loss is ours, over the delayed ids: the stock `labels=` knows nothing of the delay pattern. Every crop begins at a bar
+line, and some batches are blind: of text and positions alone the score is to be told, which makes a clock (README.md).
 """
 
 import json
@@ -12,6 +13,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from common import (
 from facts import SIZES, FactHeads, fact_classes
 from safetensors.torch import load_file
 from score import SIZES as SCORE_SIZES
-from score import ScoreHeads, load_or_write_scores
+from score import ScoreHeads, bar_lines, load_or_write_scores
 from text import load_or_train_tokenizer
 from text_encoder import WIDTH, Captions, load_text_encoder, text_config
 from torch import Tensor, nn
@@ -40,11 +42,24 @@ from transformers import EncodecModel, MusicgenDecoderConfig
 from musicrl_hf.generator import MusicRLConfig, MusicRLForConditionalGeneration
 
 CROP_S = 5  # seconds that the published model plays by default, and that are evaluated
-# Batches in turn, of about 2,000 frames each: crops, their frames, the share of them that begins where the clip begins.
-# Openings are where the words tell most; whole clips are there so that later positions are known too.
-BATCHES = ((32, 62, 1.0), (8, 250, 0.5), (16, 125, 1.0), (8, 250, 0.5), (32, 62, 1.0), (8, 250, 0.5), (4, 500, 0.5))
+
+
+class Batch(NamedTuple):
+    """Crops, their frames, and the share of them that begins with the clip's first bar; blind: no codes are shown."""
+
+    size: int
+    frames: int
+    from_start: float
+    is_blind: bool = False
+
+
+# In turn, of about 2,000 frames each. Openings are where the words tell most; whole clips make later positions known.
+BATCHES = (Batch(32, 62, 1.0), Batch(8, 250, 0.5), Batch(16, 125, 1.0), Batch(8, 250, 0.5), Batch(32, 62, 1.0))
+BATCHES += (Batch(8, 250, 0.5), Batch(4, 500, 1.0))
+BLIND = Batch(16, 250, 0.5, is_blind=True)
+BLIND_FIRST, BLIND_EVERY = 500, (2, 4)  # so many blind batches are every second one, then every fourth
 FACTS_WEIGHT, FACTS_BEHIND = 0.2, 1  # how much the mean of the fact heads' losses counts; behind which layer they read
-SCORE_WEIGHT, SCORE_BEHIND = 0.2, 2  # likewise for melody, place in the beat, and beat of the bar
+SCORE_WEIGHT, SCORE_BEHIND = 1.0, 2  # likewise for melody, place in the beat, and beat of the bar
 NULL_TEXT = 0.1  # of the prompts are left out
 LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 200
 EMBEDDING_SPREAD, HEAD_SPREAD = 0.35, 0.05  # four embeddings are added to positions of spread .7
@@ -114,15 +129,29 @@ def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tup
 
 
 def draw_codes(
-    codes: Tensor, scores: np.ndarray, step: int, rng: np.random.Generator
+    codes: Tensor, scores: np.ndarray, bars: list[np.ndarray], batch: Batch, rng: np.random.Generator
 ) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Clip indices [B], crops of their codes [B, K, F] and of their scores [B, 3, F]."""
-    size, frames, from_start = BATCHES[step % len(BATCHES)]
-    clips = rng.integers(len(codes), size=size)
-    starts = rng.integers(codes.shape[-1] - frames + 1, size=size) * (rng.random(size) >= from_start)
-    crops = torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)])
+    """Clip indices [B], crops of their codes [B, K, F] and of their scores [B, 3, F], from bar lines `bars` on.
+
+    Codes of a blind batch are pads. F is less than the batch's frames where a clip ends before.
+    """
+    clips = rng.integers(len(codes), size=batch.size)
+    starts = []
+    for i, is_opening in zip(clips, rng.random(batch.size) < batch.from_start, strict=True):
+        possible = bars[i][bars[i] <= codes.shape[-1] - batch.frames]
+        starts.append(bars[i][0] if is_opening or len(possible) == 0 else rng.choice(possible))
+    frames = min(batch.frames, codes.shape[-1] - max(starts))
+    crops = torch.stack([codes[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)]).long()
     score = np.stack([scores[i, :, s : s + frames] for i, s in zip(clips, starts, strict=True)])
-    return clips, crops.long(), torch.from_numpy(score).long()
+    if batch.is_blind:
+        crops = torch.full_like(crops, CODEBOOK_SIZE)
+    return clips, crops, torch.from_numpy(score).long()
+
+
+def plan(step: int, blind_steps: int) -> Batch:
+    """The batch of a step, after so many blind ones."""
+    every = BLIND_EVERY[blind_steps >= BLIND_FIRST]
+    return BLIND if step % every == every - 1 else BATCHES[(step - step // every) % len(BATCHES)]
 
 
 def train(args, model: MusicRLForConditionalGeneration, captions: Captions, facts: Tensor) -> dict:
@@ -130,7 +159,8 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     folder = args.work / "generator_training"
-    progress = load_training_state(folder, model, optimizer) or {"step": 0, "seconds": 0.0, "frames": 0, "log": []}
+    progress = {"step": 0, "blind_steps": 0, "seconds": 0.0, "frames": 0, "log": []}
+    progress |= load_training_state(folder, model, optimizer) or {}
     decoder = model.decoder.model.decoder
     heads = FactHeads(decoder.layers[FACTS_BEHIND], model.enc_to_dec_proj, decoder.config.hidden_size)
     score_heads = ScoreHeads(decoder.layers[SCORE_BEHIND], decoder.config.hidden_size)
@@ -143,45 +173,57 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
     rng = np.random.default_rng(args.seed + progress["step"])
     codes = load_file(args.work / "codes_train.safetensors")["codes"]
     scores = load_or_write_scores(args.work, "train", len(codes), args.seed, args.tiny)
+    bars = bar_lines(scores)
     model.train()
     model.audio_encoder.eval()
-    began, spent_before, saved_at, told_at, recent = time.time(), progress["seconds"], time.time(), time.time(), []
+    began, spent_before, saved_at, told_at = time.time(), progress["seconds"], time.time(), time.time()
+    recent, recent_blind = [], []
     while progress["seconds"] < 60 * args.minutes:
         done = progress["seconds"] / (60 * args.minutes)
         warm = min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        clips, crops, score = draw_codes(codes, scores, progress["step"], rng)
+        batch = plan(progress["step"], progress["blind_steps"])
+        clips, crops, score = draw_codes(codes, scores, bars, batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            text = captions.draw(clips, rng, NULL_TEXT)
-            losses = code_losses(model, crops, text)
+            if batch.is_blind:
+                text = captions.draw(clips, rng, complete_share=1.0)
+                model.decoder_hidden(crops, model.encode_text(*text), text[1])
+            else:
+                text = captions.draw(clips, rng, NULL_TEXT)
+                losses = code_losses(model, crops, text)
             told = heads.losses(facts[clips], text[1])
             played = score_heads.losses(score)
+        of_facts = FACTS_WEIGHT * sum(some.mean() for some in told.values())
         optimizer.zero_grad()
         heads_optimizer.zero_grad()
-        of_facts = FACTS_WEIGHT * sum(some.mean() for some in told.values())
-        (losses.mean() + of_facts + SCORE_WEIGHT * played.mean()).backward()
+        of_codes = played.mean() if batch.is_blind else losses.mean() + SCORE_WEIGHT * played.mean()
+        (of_codes + of_facts).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         heads_optimizer.step()
-        recent = [*recent[-199:], torch.cat([losses.mean(0), played, *told.values()]).tolist()]
+        if batch.is_blind:
+            recent_blind = [*recent_blind[-49:], played.tolist()]
+        else:
+            recent = [*recent[-199:], torch.cat([losses.mean(0), played, *told.values()]).tolist()]
+        progress["blind_steps"] += batch.is_blind
         progress["step"] += 1
         progress["frames"] += crops.shape[0] * crops.shape[-1]
         progress["seconds"] = spent_before + time.time() - began
         if time.time() - told_at > 60:
             told_at = time.time()
-            mean = np.mean(recent, axis=0)
+            mean, blind = np.mean(recent, axis=0), np.mean(recent_blind, axis=0)
             minutes = progress["seconds"] / 60
             nats = float(mean[:N_CODEBOOKS].mean())
-            progress["log"].append([progress["step"], round(minutes, 1), round(nats, 4)])
+            progress["log"].append([progress["step"], round(minutes, 1), round(nats, 4), blind.round(3).tolist()])
             by_codebook = " ".join(f"{value:.2f}" for value in mean[:N_CODEBOOKS])
             of_score = mean[N_CODEBOOKS : N_CODEBOOKS + len(SCORE_SIZES)]
-            by_part = ", ".join(f"{name} {value:.2f}" for name, value in zip(SCORE_SIZES, of_score, strict=True))
+            by_part = ", ".join(f"{n} {v:.2f} {b:.2f}" for n, v, b in zip(SCORE_SIZES, of_score, blind, strict=True))
             nats_of_facts = zip(SIZES, *mean[N_CODEBOOKS + len(SCORE_SIZES) :].reshape(len(told), -1), strict=True)
             by_fact = ", ".join(f"{name} {heard:.2f} {read:.2f}" for name, heard, read in nats_of_facts)
             speed = progress["frames"] / progress["seconds"]
             say(
                 f"generator {minutes:.1f} of {args.minutes} min, step {progress['step']}, loss {nats:.3f} "
-                f"({by_codebook}) nats; score: {by_part}; facts, by decoder and text: {by_fact}; {speed:.0f} frames/s"
+                f"({by_codebook}) nats; score, seen and blind: {by_part}; facts, by decoder and text: {by_fact}; {speed:.0f} frames/s"
             )
         if time.time() - saved_at > SAVE_EVERY_S:
             saved_at = time.time()
@@ -193,13 +235,13 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
 
 
 @torch.no_grad()
-def evaluate(model: MusicRLForConditionalGeneration, codes: Tensor, captions: Captions) -> dict:
-    """Cross entropy on held-out clips [N, K, F] with their caption, with another clip's, and with none."""
+def evaluate(model: MusicRLForConditionalGeneration, codes: Tensor, bars: list[np.ndarray], captions: Captions) -> dict:
+    """Cross entropy on held-out clips [N, K, F], from the first bar on, with their caption, another clip's, and none."""
     model.eval()
     found: dict[str, list[Tensor]] = {"own_caption": [], "other_caption": [], "no_caption": []}
     for first in range(0, len(codes), 10):
         clips = np.arange(first, min(first + 10, len(codes)))
-        crop = codes[clips, :, : CROP_S * FRAME_RATE].long()
+        crop = torch.stack([codes[i, :, bars[i][0] :][:, : CROP_S * FRAME_RATE] for i in clips]).long()
         ids, mask = captions.draw(clips, None)
         found["own_caption"].append(code_losses(model, crop, (ids, mask)))
         found["no_caption"].append(code_losses(model, crop, (ids, mask * 0)))
@@ -261,13 +303,15 @@ def main() -> None:
     if not (args.work / "generator_training").exists():  # a training that goes on has its own
         load_text_encoder(args.work, model.text_encoder, model.enc_to_dec_proj)
     progress = train(args, model, Captions(rows, tokenizer), fact_classes(rows))
-    results: dict = {name: progress[name] for name in ("step", "frames", "log")}
+    results: dict = {name: progress[name] for name in ("step", "blind_steps", "frames", "log")}
     results["minutes"] = round(progress["seconds"] / 60, 1)
     if "earlier" in progress:  # runs that this one went on from, see go_on.py
         results["earlier"] = progress["earlier"]
     for split in ("validation", "test"):
         held_out = load_file(args.work / f"codes_{split}.safetensors")["codes"]
-        results[split] = evaluate(model, held_out, Captions(read_json(args.work / f"rows_{split}.json"), tokenizer))
+        bars = bar_lines(load_or_write_scores(args.work, split, len(held_out), args.seed, args.tiny))
+        others = Captions(read_json(args.work / f"rows_{split}.json"), tokenizer)
+        results[split] = evaluate(model, held_out, bars, others)
     # The codec's decoder may have been trained further beside this stage; the codes are the same.
     model.audio_encoder.load_state_dict(EncodecModel.from_pretrained(args.work / "codec").state_dict())
     parts = {"text_encoder": model.text_encoder, "decoder": model.decoder, "codec": model.audio_encoder}

@@ -46,6 +46,16 @@ def load_or_write_scores(work: Path, split: str, n_clips: int, seed: int, tiny: 
     return scores
 
 
+def bar_lines(scores: np.ndarray) -> list[np.ndarray]:
+    """The frames in which bars begin, of each clip of scores [N, 3, F]."""
+    phase, beat = scores[:, list(SIZES).index("phase")], scores[:, list(SIZES).index("beat")]
+    before = np.concatenate([np.full_like(phase[:, :1], PHASES), phase[:, :-1]], 1)
+    # In a bar of one beat the beat never changes, but its parts begin again.
+    begins = (beat == 0) & (phase < before)
+    begins[:, 0] &= phase[:, 0] == 0
+    return [np.flatnonzero(row) for row in begins]
+
+
 class ScoreHeads(nn.Module):
     """A linear layer on the states behind one layer of the decoder.
 

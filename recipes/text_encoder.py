@@ -59,11 +59,24 @@ class Captions:
         # Without truncation, which a fast tokenizer would keep as a setting and save; no caption is that long.
         return tokenizer(flat, verbose=False)["input_ids"], len(texts[0])
 
-    def draw(self, clips: np.ndarray, rng: np.random.Generator | None, null_share: float = 0.0):
-        """(input_ids, attention_mask) [B, P]: a random phrasing of each clip, or the first without `rng`."""
+    def draw(
+        self,
+        clips: np.ndarray,
+        rng: np.random.Generator | None,
+        null_share: float = 0.0,
+        complete_share: float = COMPLETE,
+    ) -> tuple[Tensor, Tensor]:
+        """(input_ids, attention_mask) [B, P]: a random phrasing of each clip, or the first without `rng`.
+
+        Args:
+            clips: indices [B].
+            rng: draws the phrasings.
+            null_share: of the clips whose text is masked.
+            complete_share: of the clips whose text names every fact.
+        """
         chosen = []
         for i in clips:
-            if rng and rng.random() < COMPLETE:
+            if rng and rng.random() < complete_share:
                 chosen.append(self.complete_ids[i * self.n_complete + rng.integers(self.n_complete)])
             else:
                 chosen.append(self.ids[i * self.per_clip + (rng.integers(self.per_clip) if rng else 0)])

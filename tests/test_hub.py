@@ -25,7 +25,7 @@ from tiny import tiny_clap, tiny_generator
 from musicrl_hf.audio import audio_bytes, write_audio
 from musicrl_hf.bundled import CHECKPOINTS
 from musicrl_hf.cards import check_card, kind_of, model_card, preference_card, python_blocks
-from musicrl_hf.hub import prepare_model, prepare_preferences, push_model
+from musicrl_hf.hub import check_sign_in, prepare_model, prepare_preferences, push_model
 from musicrl_hf.licences import LICENCES, choose_licence, licence_of_sources
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
 from musicrl_hf.records import ImportRecord, Record, base_of, origin_of, read_import, read_record, write_record
@@ -445,6 +445,8 @@ def test_offline_is_told_in_one_line(folders):
     # the suite itself runs with HF_HUB_OFFLINE=1
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
         push_model(folders / "generator", "me/tuned", license="mit")
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
+        check_sign_in("me/votes", token="any")
 
 
 # -- against the stand-in --------------------------------------------------------------------------------------------------
@@ -651,6 +653,23 @@ for load in (load_generator, load_preferences):
     lines = succeeds(client(hub, tmp_path, code, tmp_path)).splitlines()
     assert len(lines) == 2
     assert all("tester/nothing-here" in line for line in lines)
+
+
+def test_who_cannot_push_is_told_before_the_work(hub, tmp_path):
+    code = """
+import os
+from musicrl_hf.hub import check_sign_in
+check_sign_in("tester/votes")
+for token in ("wrong", None):
+    os.environ.pop("HF_TOKEN", None)
+    try:
+        check_sign_in("tester/votes", token=token)
+    except OSError as error:
+        print(type(error).__name__, error)
+"""
+    refused, missing = succeeds(client(hub, tmp_path, code, tmp_path)).splitlines()
+    assert refused.startswith("PermissionError the Hub did not accept your token for tester/votes")
+    assert missing.startswith("PermissionError there is no token to push to tester/votes with")
 
 
 @pytest.mark.slow

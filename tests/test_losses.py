@@ -163,3 +163,12 @@ def test_explained_variance():
     assert losses.explained_variance(returns, returns).item() == 1.0
     assert losses.explained_variance(torch.zeros(3), returns).item() == 0.0
     assert losses.explained_variance(torch.zeros(3), torch.ones(3)).item() == 0.0
+
+
+def test_above_others_is_each_score_less_the_mean_of_the_others():
+    scores = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    found = losses.above_others(scores, 4)
+    for i in range(12):
+        group = [j for j in range(12) if j // 4 == i // 4 and j != i]
+        torch.testing.assert_close(found[i], scores[i] - scores[group].mean())
+    assert torch.equal(losses.above_others(scores, 1), scores)

@@ -84,8 +84,9 @@ def logged(trainer: MusicPPOTrainer, key: str) -> list[float]:
         {"objective": "paper", "kl_mix": 0.0},
         {"objective": "paper", "kl_mix": 0.0, "value_model": "separate"},
         {"objective": "ppo", "kl_coef": 0.0, "num_ppo_epochs": 2, "num_mini_batches": 2},
+        {"objective": "ppo", "kl_coef": 0.0, "num_generations": 4},
     ],
-    ids=["paper", "paper with a separate value model", "ppo"],
+    ids=["paper", "paper with a separate value model", "ppo", "ppo against the prompt's other clips"],
 )
 def test_reaches_the_known_optimum(tmp_path, options):
     args = config(tmp_path, max_steps=60, per_device_train_batch_size=16, **options)
@@ -586,6 +587,29 @@ def test_rollout_sampler_repeats_each_set_and_uses_every_prompt_alike():
     assert indices == list(sampler)
 
 
+def test_rollout_sampler_puts_the_clips_of_a_prompt_side_by_side():
+    sampler = RolloutSampler(num_prompts=3, size=4, repeats=2, rollouts=3, seed=0, generations=2)
+    indices = list(sampler)
+    assert len(indices) == len(sampler) == 24
+    assert indices[0::2] == indices[1::2]
+    seen = [index for i in range(0, 24, 8) for index in indices[i : i + 4 : 2]]
+    assert sorted(seen) == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_prompts_differ_by_is_no_clips_merit(tmp_path):
+    def by_prompt_alone(prompts, audio, sampling_rate):
+        return torch.tensor([100.0 * PROMPTS.index(prompt) for prompt in prompts])
+
+    args = config(tmp_path, objective="ppo", num_generations=2, per_device_train_batch_size=8)
+    trainer = MusicPPOTrainer(readable_generator(), by_prompt_alone, args, PROMPTS)
+    trainer.create_optimizer_and_scheduler(1)
+    prompts = [prompt for prompt in PROMPTS[:2] for _ in range(4)]
+    clips = trainer.rollout(prompts)
+    assert clips["scores"].tolist() == [0.0] * 8
+    trainer.train()
+    assert min(logged(trainer, "reward")) > 1  # logged as it was heard
+
+
 def test_seeds_differ_between_sets_and_processes():
     seeds = {clip_seed(seed, number, process) for seed in range(3) for number in range(50) for process in range(4)}
     assert len(seeds) == 3 * 50 * 4
@@ -669,6 +693,8 @@ def test_two_processes_sample_different_clips_and_agree_on_the_weights(tmp_path)
         ({"lam": -0.1}, "lam"),
         ({"duration_s": 31.0}, "duration_s"),
         ({"num_ppo_epochs": 0}, "num_ppo_epochs"),
+        ({"num_generations": 0}, "num_generations"),
+        ({"num_generations": 3}, "num_generations"),
         ({"local_rollout_forward_batch_size": 0}, "local_rollout_forward_batch_size"),
         ({"objective": "paper", "num_ppo_epochs": 2}, "num_ppo_epochs"),
         ({"objective": "paper", "gamma": 0.9}, "gamma"),
@@ -698,6 +724,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
         ({"watch": ["quality"], "eval_prompts": "p.txt"}, "watch"),
         ({"lora_r": 4, "value_model": "separate"}, "value_model"),
         ({"objective": "dpo"}, "objective"),
+        ({"num_generations": 3}, "num_generations"),
         ({"objective": "ppo", "num_ppo_epochs": 2, "save_steps": 3}, "save_steps"),
     ],
 )

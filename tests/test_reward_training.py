@@ -1,9 +1,11 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
 from safetensors.torch import load_file, save_file
 from tiny import SAMPLING_RATE, tiny_clap, tiny_generator
 from transformers import AutoModel
@@ -13,6 +15,7 @@ from musicrl_hf.audio import audio_bytes, read_audio
 from musicrl_hf.config import load_config
 from musicrl_hf.flat import FlatTokenizer
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
+from musicrl_hf.preferences.splits import split_by_prompt
 from musicrl_hf.rewards import PreferenceModel, load_reward
 from musicrl_hf.training.losses import bradley_terry_loss
 from musicrl_hf.training.reward import (
@@ -313,12 +316,33 @@ def test_tabled_view_reads_rows_of_its_table():
 
 
 def test_split_by_generator_keeps_it_and_its_prompts_out_of_training(preferences):
-    ds = load_preferences(preferences)
     job = RewardJob(preferences=preferences, output_dir="out", test_share=0.4, held_out_models=["other"])
-    split = split_preferences(ds, job)
+    split = split_preferences(job)
     assert "other" not in split["train"]["chosen_model"]
     assert set(split["test"]["chosen_model"]) == {"other"}
     assert not set(split["train"]["prompt"]) & set(split["test"]["prompt"])
+
+
+def test_the_preferences_own_test_split_is_what_is_held_out(preferences, tmp_path):
+    ds = load_preferences(preferences)
+    own = split_by_prompt(ds, 0.4, seed=7)
+    save_preferences(own, tmp_path / "split")
+    job = RewardJob(preferences=str(tmp_path / "split"), output_dir="out")
+    split = split_preferences(job)
+    assert {side: rows["prompt"] for side, rows in split.items()} == {side: own[side]["prompt"] for side in own}
+    some = split_preferences(replace(job, test_share=0.3))  # asked for: the test split stays untouched
+    assert set(some["train"]["prompt"]) | set(some["test"]["prompt"]) == set(own["train"]["prompt"])
+    whole = split_preferences(replace(job, preferences=preferences))  # no test split: a tenth of the prompts
+    assert len(set(whole["test"]["prompt"])) == max(1, round(0.1 * len(set(ds["prompt"]))))
+    assert len(whole["train"]) + len(whole["test"]) == len(ds)
+
+
+def test_own_splits_that_share_a_prompt_are_refused(preferences, tmp_path):
+    ds = load_preferences(preferences)
+    save_preferences(DatasetDict(train=ds, test=ds.select([0])), tmp_path / "leaky")
+    job = RewardJob(preferences=str(tmp_path / "leaky"), output_dir="out")
+    with pytest.raises(ValueError, match="`preferences` = .*leaky.*: give a `test_share`"):
+        split_preferences(job)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ class AlignJob:
     reward_steps: int = _option(100, "optimiser steps of the preference reward")
     ppo_steps: int = _option(20, "optimiser steps of each PPO run")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
+    clips_per_prompt: int = _option(1, "of them, of each prompt; above 1 they are compared with each other")
     learning_rate: float = _option(2e-4, "of the PPO runs")
     lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
     # The costs of a nat follow the rewards' spread: about .07 for adherence and quality, .4 for the preference reward.
@@ -72,6 +73,10 @@ class AlignJob:
         for name in ("reward_steps", "ppo_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1 optimiser step, got {getattr(self, name)!r}.")
+        if self.clips_per_prompt < 1 or self.ppo_batch_size % self.clips_per_prompt:
+            raise ValueError(
+                f"`clips_per_prompt` = {self.clips_per_prompt} must divide `ppo_batch_size` = {self.ppo_batch_size}."
+            )
         if self.rounds not in (1, 2):
             raise ValueError(
                 f"`rounds` must be 1 or 2, got {self.rounds!r}; a third one starts from the second's `ru2`."
@@ -223,6 +228,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
             duration_s=job.duration_s,
             max_steps=job.ppo_steps,
             per_device_train_batch_size=job.ppo_batch_size,
+            num_generations=job.clips_per_prompt,
             learning_rate=job.learning_rate,
             lora_r=job.lora_r,
             lora_alpha=2 * job.lora_r,

@@ -136,7 +136,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     importer = commands.add_parser("import", help="preferences or votes from elsewhere")
     importer.add_argument("kind", choices=IMPORTS, help="own clips, a table of votes (CSV), or a published data set")
-    importer.add_argument("source", help="folder with the clips or a copy of the data set, its Hub id, or CSV of votes")
+    importer.add_argument(
+        "source",
+        help="folder with the clips and their table (clips.jsonl or clips.csv: prompt, audio, system, a score; or pairs.csv: "
+        "prompt, audio_a, audio_b, preference), or with a copy of the data set, or its Hub id; battles: a CSV of votes",
+    )
     importer.add_argument("--out", type=Path, required=True, help="folder to write")
     importer.add_argument("--crop_s", type=float, help="keep the first seconds of each clip; without it, at most 30 s")
     importer.add_argument(

@@ -9,14 +9,15 @@ import fnmatch
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from .bundled import BUNDLED, check_weights, is_repo_id, name_of, resolve
 from .cards import check_card, is_stub, is_unchanged, kind_of, model_card, preference_card
@@ -32,14 +33,8 @@ MODEL_FILES = (
     "processor_config.json",
     "adapter_config.json",
     RECORD_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
     "LICENSE",
     "LICENSE.txt",
     "samples/*.wav",
@@ -154,7 +149,7 @@ def send(upload: Upload, *, private: bool | None = None, revision: str | None = 
     """
     api = HfApi(token=token, library_name="musicrl_hf")
     where: dict[str, Any] = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
-    try:
+    with _hub_errors(api, upload.repo_id):
         api.create_repo(**where, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(**where, branch=revision, exist_ok=True)
@@ -166,12 +161,6 @@ def send(upload: Upload, *, private: bool | None = None, revision: str | None = 
         commit = api.create_commit(
             **where, operations=operations, commit_message="Upload with musicrl_hf", revision=revision
         )
-    except HfHubHTTPError as error:
-        raise _explained(error, upload.repo_id) from error
-    except OfflineModeIsEnabled as error:
-        raise ConnectionError("HF_HUB_OFFLINE is set, so nothing was sent: unset it to push.") from error
-    except HTTPError as error:
-        raise ConnectionError(f"{api.endpoint} was not reached ({error}): check the network and push again.") from error
     return commit.commit_url
 
 
@@ -257,20 +246,26 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
     """
     _check_repo_id(repo_id)
     api = HfApi(token=token, library_name="musicrl_hf")
-    try:
+    with _hub_errors(api, repo_id):
         there = api.file_exists(repo_id, COLLECTION_FILE, repo_type="dataset")
-    except HfHubHTTPError as error:
-        raise _explained(error, repo_id) from error
-    except OfflineModeIsEnabled as error:
-        raise ConnectionError("HF_HUB_OFFLINE is set, so nothing was sent: unset it to push.") from error
-    except HTTPError as error:
-        raise ConnectionError(f"{api.endpoint} was not reached ({error}): check the network and push again.") from error
     if not there:
         return None
     title = repo_id.split("/")[-1]
     metadata = DatasetCardData(pretty_name=title, tags=["musicrl", "music", "preference"])
     card = f"---\n{metadata}\n---\n\n# {title}\n\nThis data set holds no rows: every listener has withdrawn.\n"
     return send(Upload(repo_id, "dataset", {"README.md": card.encode()}, []), token=token)
+
+
+def check_sign_in(repo_id: str, *, token: str | None = None) -> None:
+    """Before hours of work whose result is to be pushed: is the Hub there, and does it accept the token?
+
+    Raises:
+        as `send`.
+    """
+    _check_repo_id(repo_id)
+    api = HfApi(token=token, library_name="musicrl_hf")
+    with _hub_errors(api, repo_id):
+        api.whoami()
 
 
 class PushesWithCard:
@@ -371,6 +366,21 @@ def _public_adapter_config(folder: Path, base_model: str | None) -> bytes:
         )
     config["base_model_name_or_path"] = base
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+@contextmanager
+def _hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
+    """What the Hub's client raises, as errors that say what to do."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _explained(error, repo_id) from error
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(f"there is no token to push to {repo_id} with: sign in with `hf auth login`.") from error
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError("HF_HUB_OFFLINE is set, so nothing was sent: unset it to push.") from error
+    except HTTPError as error:
+        raise ConnectionError(f"{api.endpoint} was not reached ({error}): check the network and push again.") from error
 
 
 def _explained(error: HfHubHTTPError, repo_id: str) -> OSError:

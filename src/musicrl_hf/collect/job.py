@@ -126,10 +126,12 @@ def run_collect(job: CollectJob) -> str:
     Raises:
         ImportError: the extra is not installed.
         OSError: the port is taken.
+        PermissionError, ConnectionError: `push`, and the Hub does not accept the token or was not reached.
         ValueError, FileNotFoundError: no such model or prompts, models that make no pair, or `every` where the votes of the
             store are under another licence. No store is made then.
     """
     require_extra()
+    from ..hub import check_sign_in
     from .export import check_out
     from .server import listen
     from .store import VoteStore
@@ -139,6 +141,8 @@ def run_collect(job: CollectJob) -> str:
     names = _find_models(job)
     if job.out is not None:
         check_out(job.out)
+    if job.push is not None:
+        check_sign_in(job.push)
     with nullcontext() if job.simulate else listen(job.host, job.port) as listening:
         models = _load_models(job, names)
         store = VoteStore(job.store, job.clips)

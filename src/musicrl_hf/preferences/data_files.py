@@ -29,6 +29,13 @@ def load_split(where: str, split: str) -> Dataset:
         return builder.as_dataset(split=split)
 
 
+def split_names(where: str) -> list[str]:
+    """The splits of a folder or Hub id; raises as `load_split`."""
+    with _read_errors(where, "train"):
+        builder = datasets.load_dataset_builder(where)
+    return [str(name) for name in builder.config.data_files or {}]
+
+
 @contextmanager
 def _read_errors(where: str, split: str) -> Iterator[None]:
     """What `datasets` raises, as this package's errors."""

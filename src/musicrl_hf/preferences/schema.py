@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..audio import MAX_DURATION_S, atomic_path
 from ..places import check_hub, contents_of
 from ..records import COLLECTION_FILE, IMPORT_FILE, ImportRecord
-from .data_files import load_split, read_text, was_downloaded
+from .data_files import load_split, read_text, split_names, was_downloaded
 
 LABELS = ("a", "b", "tie", "both_bad")
 DECIDED = ("a", "b")
@@ -219,6 +219,20 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
         ValueError: if there is no such split, its rows are not valid, or it consists of anything but Parquet files of its
             own.
     """
+    where = _found(source)
+    ds = load_split(where, split)
+    try:
+        return validate_preferences(ds)
+    except (pa.ArrowException, UnicodeError) as error:  # found only where the rows are looked at
+        raise ValueError(f"preferences {where!r} are damaged ({error}): copy or make them again") from error
+
+
+def preference_splits(source: str | Path) -> list[str]:
+    """The names of the splits that `load_preferences` can give of a source; raises as it does."""
+    return split_names(_found(source))
+
+
+def _found(source: str | Path) -> str:
     where = str(source)
     if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
         raise FileNotFoundError(
@@ -227,11 +241,7 @@ def load_preferences(source: str | Path, split: str = "train") -> Dataset:
     if not Path(source).is_dir():
         remedy = f"make the folder first (`musicrl import ... --out {where}`)"
         check_hub(where, "dataset", "preferences", remedy, cached=was_downloaded(where))
-    ds = load_split(where, split)
-    try:
-        return validate_preferences(ds)
-    except (pa.ArrowException, UnicodeError) as error:  # found only where the rows are looked at
-        raise ValueError(f"preferences {where!r} are damaged ({error}): copy or make them again") from error
+    return where
 
 
 def decided_pairs(ds: Dataset, min_seconds: float | None = None) -> tuple[Dataset, dict[str, int]]:

@@ -60,6 +60,25 @@ def musicrl_objective(logprobs: Tensor, rewards: Tensor, values: Tensor, kl: Ten
     return ((1 - kl_mix) * (logprobs * advantages).sum(1) - kl_mix * kl.sum(1)).mean()
 
 
+def above_others(scores: Tensor, generations: int) -> Tensor:
+    """What a clip's score is above the mean of the scores of its prompt's other clips: r_i - sum_{j != i} r_j / (n - 1).
+
+    The leave-one-out baseline of RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740): unbiased, and without what prompts,
+    and not clips, differ by.
+
+    Args:
+        scores: [B], the n = `generations` clips of a prompt side by side; B is a multiple of n.
+        generations: n; at 1 there are no others, and the scores stay.
+
+    Returns:
+        [B]
+    """
+    if generations == 1:
+        return scores
+    groups = scores.unflatten(0, (-1, generations))
+    return ((groups - groups.mean(1, keepdim=True)) * generations / (generations - 1)).flatten()
+
+
 def value_loss(
     values: Tensor, returns: Tensor, old_values: Tensor | None = None, cliprange_value: float | None = None
 ) -> Tensor:

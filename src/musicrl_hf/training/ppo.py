@@ -139,6 +139,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             repeats=args.num_ppo_epochs * self.micro_batches_per_epoch,
             rollouts=args.max_steps // args.steps_per_rollout,
             seed=args.seed,
+            generations=args.num_generations,
         )
 
     def train(self, *args, **kwargs):
@@ -188,13 +189,13 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         codes = torch.cat(sampled)
         clips = {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
 
-        # Step 2: listen. One number a clip.
-        scores, components = self.score(prompts, codes)
-        clips["scores"] = scores
-        gathered = self.accelerator.gather(scores)
+        # Step 2: listen. One number a clip, set against the prompt's other clips where there are any.
+        heard, components = self.score(prompts, codes)
+        clips["scores"] = scores = losses.above_others(heard, args.num_generations)
+        gathered = self.accelerator.gather(heard)
         if not bool(self.model.value_head.weight.any()):
             # The baseline starts as the mean of the first rewards: from 0, the first hundred updates would be spent on it.
-            self.model.value_head.bias.fill_(gathered.mean())
+            self.model.value_head.bias.fill_(self.accelerator.gather(scores).mean())
 
         if args.objective == "ppo":
             # Step 3: the policy's view at sampling time: log-probabilities, values, exact KL to the anchor.

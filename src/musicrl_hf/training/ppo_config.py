@@ -42,6 +42,11 @@ class PPOSettings:
         'objective "ppo": lambda of generalised advantage estimation, in [0, 1]; a clip has one reward, at its end, and '
         "below 1 it reaches about 1 / (1 - lam) decoder steps back (TRL's 0.95: 0.4 s of sound)",
     )
+    num_generations: int = option(
+        1,
+        "clips of each prompt in a set; above 1 a clip earns what its reward is above the mean of its prompt's other clips, "
+        "which takes out what prompts, and not clips, differ by (RLOO's baseline; not in the paper)",
+    )
     num_ppo_epochs: int = option(1, 'objective "ppo": passes over each set of sampled clips')
     num_mini_batches: int = option(1, 'objective "ppo": optimiser steps in each pass')
     whiten_rewards: bool = option(False, 'objective "ppo": scale the step rewards to unit deviation before GAE')
@@ -68,7 +73,7 @@ class PPOSettings:
         for name in ("temperature", "cliprange", "cliprange_value"):
             if not vars(self)[name] > 0:
                 raise ValueError(f"`{name}` must be above 0, got {vars(self)[name]!r}.")
-        for name in ("num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"):
+        for name in ("num_generations", "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"):
             if vars(self)[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]!r}.")
         if not 0 < self.duration_s <= MAX_DURATION_S:
@@ -82,6 +87,14 @@ class PPOSettings:
             raise ValueError(
                 "`objective` = 'paper' takes the clip's reward as the return of every step: `gamma` must be 1 and "
                 f"`whiten_rewards` False, got {self.gamma!r} and {self.whiten_rewards!r}; or use 'ppo'."
+            )
+
+    def check_generations(self, clips: int) -> None:
+        """All clips of a prompt are in one set of one process: they are compared with each other."""
+        if clips % self.num_generations:
+            raise ValueError(
+                f"`num_generations` = {self.num_generations} must divide the {clips} clips of a set on each process "
+                "(per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches)."
             )
 
     @property
@@ -112,6 +125,7 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
         if self.max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1 optimiser step, got {self.max_steps!r}.")
         self.check_multiple("max_steps", self.max_steps)
+        self.check_generations(self.train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
         if self.save_strategy != "no":
             self.check_multiple("save_steps", self.save_steps)
         if self.n_gpu > 1:
@@ -175,6 +189,9 @@ class PPOJob(PPOSettings, TrainingJob):
             )
         self.check_multiple("max_steps", self.max_steps)
         self.check_multiple("save_steps", self.save_steps)
+        self.check_generations(
+            self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        )
 
     def _check_guard(self) -> None:
         if self.guard_patience < 1:

@@ -10,12 +10,17 @@ from torch.utils.data import Sampler
 class RolloutSampler(Sampler[int]):
     """Indices of prompts for a whole run: `size` for each set of clips, and those `repeats` times, once a forward pass.
 
+    In a set each prompt comes `generations` times, side by side; `size` is a multiple of that.
+
     The prompts are shuffled again and again without end, so that every prompt comes as often as any other; the whole run is
     one epoch, so that skipping to any step finds the same prompts.
     """
 
-    def __init__(self, num_prompts: int, size: int, repeats: int, rollouts: int, seed: int) -> None:
+    def __init__(
+        self, num_prompts: int, size: int, repeats: int, rollouts: int, seed: int, generations: int = 1
+    ) -> None:
         self.num_prompts, self.size, self.repeats, self.rollouts, self.seed = num_prompts, size, repeats, rollouts, seed
+        self.generations = generations
 
     def __len__(self) -> int:
         return self.rollouts * self.repeats * self.size
@@ -25,7 +30,8 @@ class RolloutSampler(Sampler[int]):
         shuffles = (torch.randperm(self.num_prompts, generator=random).tolist() for _ in itertools.count())
         stream = itertools.chain.from_iterable(shuffles)
         for _ in range(self.rollouts):
-            prompts = list(itertools.islice(stream, self.size))
+            drawn = itertools.islice(stream, self.size // self.generations)
+            prompts = [prompt for prompt in drawn for _ in range(self.generations)]
             for _ in range(self.repeats):
                 yield from prompts
 

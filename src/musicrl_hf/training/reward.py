@@ -26,7 +26,13 @@ from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
 from ..places import check_output, contents_of, find_model
 from ..preferences.agreement import pair_votes
-from ..preferences.schema import DECIDED, decided_pairs, load_preferences
+from ..preferences.schema import (
+    DECIDED,
+    decided_pairs,
+    load_preferences,
+    normalise_prompt,
+    preference_splits,
+)
 from ..preferences.splits import split_by_generator, split_by_prompt
 from ..records import write_record
 from ..rewards.clap import load_clap
@@ -42,6 +48,7 @@ from .seam import PlainOutputs
 from .sequences import ClipSequences
 
 DEFAULT_MODELS = {"generator": "musicrl-tiny", "clap": "musicrl-tiny-adherence"}
+DEFAULT_TEST_SHARE = 0.1  # of the prompts, where the preferences have no test split
 DEFAULT_LEARNING_RATES = {"generator": 1e-4, "clap": 1e-3}
 LORA_TARGETS = r"generator\.decoder\.model\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
@@ -65,7 +72,11 @@ class RewardJob:
     ties: str = option("drop", "drop: leave ties out; half: count them as half a choice for either side")
     min_seconds: float | None = option(None, "leave out rows whose listener heard less of a clip, in seconds")
     cache_dir: str | None = option(None, "cache of the clips' codes or vectors; empty for output_dir/clips")
-    test_share: float = option(0.1, "share of the prompts that is held out")
+    test_share: float | None = option(
+        None,
+        "share of the train split's prompts that is held out; empty for the preferences' own test split, or a tenth where "
+        "they have none",
+    )
     held_out_models: list[str] = option([], "generators that only held-out pairs may hold; empty splits by prompt only")
     baselines: list[str] = option(
         [], "rewards, as `musicrl score --reward` takes them, whose own accuracy on the held-out pairs is reported too"
@@ -205,17 +216,28 @@ def bradley_terry_pairs(ds: Dataset, ids: list[tuple[list[int], list[int]]], tie
     return Dataset.from_dict({"chosen_ids": [row[0] for row in rows], "rejected_ids": [row[1] for row in rows]})
 
 
-def split_preferences(ds: Dataset, job: RewardJob) -> DatasetDict:
+def split_preferences(job: RewardJob) -> DatasetDict:
     """Train and held-out rows that share no prompt; with `held_out_models`, none of them in training and one a test row.
 
     Raises:
-        ValueError: where one of the sides stays empty.
+        ValueError: where one of the sides stays empty, or the preferences' own splits share a prompt.
     """
-    by_prompt = split_by_prompt(ds, job.test_share, job.seed)
+    train = load_preferences(job.preferences)
+    if job.test_share is None and "test" in preference_splits(job.preferences):
+        sides = DatasetDict(train=train, test=load_preferences(job.preferences, "test"))
+        shared = {normalise_prompt(prompt) for prompt in train["prompt"]} & set(
+            map(normalise_prompt, sides["test"]["prompt"])
+        )
+        if shared:
+            raise ValueError(
+                f"`preferences` = {job.preferences!r} have the prompt {sorted(shared)[0]!r} in their train and in their test "
+                "split, so that the test would not be of prompts that were held out: give a `test_share`."
+            )
+    else:
+        sides = split_by_prompt(train, DEFAULT_TEST_SHARE if job.test_share is None else job.test_share, job.seed)
     if not job.held_out_models:
-        return by_prompt
-    sides = {side: split_by_generator(by_prompt[side], job.held_out_models)[side] for side in ("train", "test")}
-    return DatasetDict(sides)
+        return sides
+    return DatasetDict({side: split_by_generator(sides[side], job.held_out_models)[side] for side in ("train", "test")})
 
 
 def build_model(job: RewardJob) -> PreferenceModel:
@@ -271,7 +293,7 @@ def run_reward(job: RewardJob) -> Path:
     checkpoint = find_checkpoint(job.resume_from_checkpoint, job.output_dir)
     baselines = {label: find_rewards(spec) for label, spec in label_specs(job.baselines, "baselines").items()}
     set_seed(job.seed)
-    split = split_preferences(load_preferences(job.preferences), job)
+    split = split_preferences(job)
     decided, counts = {}, {}
     for side, rows in split.items():
         decided[side], counts[side] = decided_pairs(rows, job.min_seconds)
