@@ -59,7 +59,8 @@ BATCHES += (Batch(8, 250, 0.5), Batch(4, 500, 1.0))
 BLIND = Batch(16, 250, 0.5, is_blind=True)
 BLIND_FIRST, BLIND_EVERY = 500, (2, 4)  # so many blind batches are every second one, then every fourth
 FACTS_WEIGHT, FACTS_BEHIND = 0.2, 1  # how much the mean of the fact heads' losses counts; behind which layer they read
-SCORE_WEIGHT, SCORE_BEHIND = 1.0, 2  # likewise for melody, place in the beat, and beat of the bar
+SCORE_WEIGHT, CLOCK_BEHIND, NOTES_BEHIND = 1.0, 1, 3  # likewise for the score, see score.py
+DAMAGED, SPANS, MOST_LATE = 0.5, 3, 6  # share of the clips, spans of each, frames
 NULL_TEXT = 0.1  # of the prompts are left out
 LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 200
 EMBEDDING_SPREAD, HEAD_SPREAD = 0.35, 0.05  # four embeddings are added to positions of spread .7
@@ -111,13 +112,17 @@ def start_from_codebooks(model: MusicRLForConditionalGeneration) -> None:
         head.weight.copy_(HEAD_SPREAD * turned)
 
 
-def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+def code_losses(
+    model: MusicRLForConditionalGeneration, codes: Tensor, text: tuple[Tensor, Tensor], shown: Tensor | None = None
+) -> Tensor:
     """Cross entropy in nats [B, K] of codes [B, K, F], under prompts (input_ids, attention_mask) [B, P].
+
+    Where given, `shown` [B, K, F] is what the decoder is shown in their place.
 
     A row whose attention mask is all 0 has no text, as the second half of a guided batch has in `generate`.
     """
     states = model.encode_text(*text)
-    hidden, _ = model.decoder_hidden(codes, states, text[1])
+    hidden, _ = model.decoder_hidden(codes if shown is None else shown, states, text[1])
     frames = codes.shape[-1]
     losses = []
     for k, head in enumerate(model.decoder.lm_heads):
@@ -131,7 +136,7 @@ def code_losses(model: MusicRLForConditionalGeneration, codes: Tensor, text: tup
 def draw_codes(
     codes: Tensor, scores: np.ndarray, bars: list[np.ndarray], batch: Batch, rng: np.random.Generator
 ) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Clip indices [B], crops of their codes [B, K, F] and of their scores [B, 3, F], from bar lines `bars` on.
+    """Clip indices [B], crops of their codes [B, K, F] and of their scores [B, 5, F], from bar lines `bars` on.
 
     Codes of a blind batch are pads. F is less than the batch's frames where a clip ends before.
     """
@@ -146,6 +151,29 @@ def draw_codes(
     if batch.is_blind:
         crops = torch.full_like(crops, CODEBOOK_SIZE)
     return clips, crops, torch.from_numpy(score).long()
+
+
+def damaged(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, F] with spans that cannot be relied on, in `DAMAGED` of the clips: pads, another clip, or what was before.
+
+    What a model plays strays from what it was trained on, and it follows its own past before it follows words and positions.
+    A past that may mislead teaches it to ask them too (Bengio et al. 2015, arXiv:1506.03099, show it what it played).
+    """
+    shown, frames = codes.clone(), codes.shape[-1]
+    for row in np.flatnonzero(rng.random(len(codes)) < DAMAGED):
+        for _ in range(SPANS):
+            length = int(rng.integers(3, frames // 4))
+            begin = int(rng.integers(MOST_LATE, frames - length))
+            span = slice(begin, begin + length)
+            kind = rng.integers(3)
+            if kind == 0:
+                shown[row, :, span] = CODEBOOK_SIZE
+            elif kind == 1:
+                shown[row, :, span] = codes[row - 1, :, span]
+            else:
+                late = int(rng.integers(1, MOST_LATE + 1))
+                shown[row, :, span] = codes[row, :, begin - late : begin - late + length]
+    return shown
 
 
 def plan(step: int, blind_steps: int) -> Batch:
@@ -163,7 +191,7 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
     progress |= load_training_state(folder, model, optimizer) or {}
     decoder = model.decoder.model.decoder
     heads = FactHeads(decoder.layers[FACTS_BEHIND], model.enc_to_dec_proj, decoder.config.hidden_size)
-    score_heads = ScoreHeads(decoder.layers[SCORE_BEHIND], decoder.config.hidden_size)
+    score_heads = ScoreHeads(decoder.layers[CLOCK_BEHIND], decoder.layers[NOTES_BEHIND], decoder.config.hidden_size)
     all_heads = nn.ModuleList([heads, score_heads])
     heads_optimizer = torch.optim.AdamW(all_heads.parameters(), lr=LEARNING_RATE)
     heads_folder = folder.with_name("generator_training_heads")
@@ -190,13 +218,14 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
                 model.decoder_hidden(crops, model.encode_text(*text), text[1])
             else:
                 text = captions.draw(clips, rng, NULL_TEXT)
-                losses = code_losses(model, crops, text)
+                losses = code_losses(model, crops, text, damaged(crops, rng))
             told = heads.losses(facts[clips], text[1])
             played = score_heads.losses(score)
         of_facts = FACTS_WEIGHT * sum(some.mean() for some in told.values())
         optimizer.zero_grad()
         heads_optimizer.zero_grad()
-        of_codes = played.mean() if batch.is_blind else losses.mean() + SCORE_WEIGHT * played.mean()
+        of_score = score_heads.loss(played)
+        of_codes = of_score if batch.is_blind else losses.mean() + SCORE_WEIGHT * of_score
         (of_codes + of_facts).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

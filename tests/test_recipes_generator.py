@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import EncodecModel
@@ -36,13 +37,77 @@ def test_the_score_of_a_waltz_frame_by_frame(monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     score = importlib.import_module("score")
     row = {"bpm": 60.0, "first_bar_s": 1.0, "beats_in_bar": 3}
-    melody, phase, beat = score.score_frames(row, [(0, False, [(1.0, 2.0, 72, 100)])])
-    assert len(melody) == 500
+    chords = (0, False, [(1.51, 1.6, 48, 62), (9.99, 12.0, 48, 62), (10.0, 11.0, 48, 62)])
+    found = score.score_frames(row, [(0, False, [(1.0, 2.0, 72, 100)]), chords])
+    assert list(score.SIZES) == ["phase", "beat", "melody", "onset", "other_onset"]
+    phase, beat, melody, onset, other_onset = found
+    assert found.shape == (5, 500)
+    assert onset.nonzero()[0].tolist() == [50]
+    assert other_onset.nonzero()[0].tolist() == [75, 499]
     assert set(melody[:50]) | set(melody[100:]) == {0}
     assert set(melody[50:100]) == {72 - score.LOWEST + 1}
     assert beat[::50].tolist() == [2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert phase[::50].tolist() == [0] * 10
     assert phase[75] == score.PHASES // 2
+    assert score.bar_lines(found[None])[0].tolist() == [50, 200, 350]
+
+
+def test_a_bar_of_one_beat_begins_where_its_beat_does(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    score = importlib.import_module("score")
+    row = {"bpm": 60.0, "first_bar_s": 0.0, "beats_in_bar": 1}
+    assert score.bar_lines(score.score_frames(row, [(0, False, [])])[None])[0].tolist() == [50 * i for i in range(10)]
+
+
+def test_crops_begin_at_bar_lines_and_their_score_is_that_of_their_codes(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    generator, score = (importlib.import_module(name) for name in ("generator", "score"))
+    rows = [{"bpm": 60.0, "first_bar_s": 0.5 * i, "beats_in_bar": 3} for i in range(4)]
+    scores = np.stack([score.score_frames(row, [(0, False, [])]) for row in rows])
+    codes = torch.arange(500).repeat(4, 4, 1) + 1000 * torch.arange(4)[:, None, None]  # says its clip and frame
+    bars = score.bar_lines(scores)
+    for batch in (*generator.BATCHES, generator.BLIND):
+        clips, crops, found = generator.draw_codes(codes, scores, bars, batch, np.random.default_rng(0))
+        assert len(clips) == len(crops) == len(found) == batch.size
+        assert found.shape[-1] == crops.shape[-1] <= batch.frames
+        assert (found[:, :2, 0] == 0).all()  # the first beat of a bar begins
+        if batch.is_blind:
+            assert (crops == generator.CODEBOOK_SIZE).all()
+            continue
+        first = crops[:, 0, 0] - 1000 * torch.from_numpy(clips)
+        assert all(int(f) in bars[i] for f, i in zip(first, clips, strict=True))
+        if batch.from_start == 1:
+            assert first.tolist() == [bars[i][0] for i in clips]
+        assert (np.diff(crops[:, 0], axis=1) == 1).all()
+
+
+def test_what_is_damaged_shows_no_code_before_its_time(monkeypatch):
+    """Rows of ascending codes: what is shown is a code of the same frame, an earlier one, another clip's, or a pad."""
+    monkeypatch.syspath_prepend(RECIPES)
+    generator = importlib.import_module("generator")
+    codes = (torch.arange(200) + 10_000 * torch.arange(40)[:, None, None]).expand(40, 4, 200)
+    shown = generator.damaged(codes, np.random.default_rng(0))
+    assert shown.shape == codes.shape
+    changed = shown != codes
+    assert 10 < changed.any(-1).all(-1).sum() < 30  # about half of the clips
+    is_own = (shown // 10_000 == codes // 10_000) & (shown != generator.CODEBOOK_SIZE)
+    assert (shown[is_own] <= codes[is_own]).all()
+    others = changed & ~is_own & (shown != generator.CODEBOOK_SIZE)
+    assert ((shown % 10_000) == (codes % 10_000))[others].all()
+    for some in (others, shown == generator.CODEBOOK_SIZE, changed & is_own):  # each kind is there
+        assert some.any()
+
+
+def test_blind_batches_are_every_second_one_at_first(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    generator = importlib.import_module("generator")
+    first, often = generator.BLIND_EVERY
+    length = 7 * often * first
+    at_first = [generator.plan(step, 0) for step in range(length)]
+    later = [generator.plan(step, generator.BLIND_FIRST) for step in range(length)]
+    assert sum(batch.is_blind for batch in at_first) == length // first
+    assert sum(batch.is_blind for batch in later) == length // often
+    assert {*later} == {*generator.BATCHES, generator.BLIND}
 
 
 def test_step_f_is_asked_for_the_frame_that_it_predicts_first(monkeypatch):
@@ -50,9 +115,12 @@ def test_step_f_is_asked_for_the_frame_that_it_predicts_first(monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     score = importlib.import_module("score")
     layer, width = torch.nn.Identity(), sum(score.SIZES.values())
-    heads = score.ScoreHeads(layer, width)
-    torch.nn.init.eye_(heads.head.weight)
-    torch.nn.init.zeros_(heads.head.bias)
+    heads = score.ScoreHeads(layer, layer, width)
+    rows = torch.eye(width).split(list(score.SIZES.values()))
+    with torch.no_grad():
+        for head, weight in zip(heads.heads.values(), rows, strict=True):
+            head.weight.copy_(weight)
+            head.bias.zero_()
     classes = torch.stack([torch.randint(size, (2, 20)) for size in score.SIZES.values()], 1)
     hot = [torch.nn.functional.one_hot(classes[:, i], size) for i, size in enumerate(score.SIZES.values())]
     states = 100.0 * torch.cat(hot, -1)
@@ -60,6 +128,20 @@ def test_step_f_is_asked_for_the_frame_that_it_predicts_first(monkeypatch):
     assert heads.losses(classes).max() < 1e-3
     layer(torch.cat([torch.zeros(2, 1, width), states], 1))
     assert heads.losses(classes).min() > 1
+
+
+def test_frames_that_the_generator_played_stand_among_the_clips_own(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    degradations = importlib.import_module("degradations")
+    model = load_generator("musicrl-tiny")
+    codes = torch.randint(model.config.codebook_size, (4, 50))
+    play = [degradations.play(model, codes, "a flute", share, np.random.default_rng(0)) for share in (0.0, 0.5, 1.0)]
+    assert torch.equal(play[0], codes)
+    changed = [(some != codes).any(0).float().mean() for some in play]
+    assert 0.3 < changed[1] < 0.7
+    assert changed[2] == 1
+    again = degradations.play(model, codes, "a flute", 1.0, np.random.default_rng(0))
+    assert torch.equal(again, play[2])
 
 
 @pytest.mark.slow
