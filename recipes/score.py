@@ -20,7 +20,7 @@ LOWEST, HIGHEST = 36, 103  # MIDI pitches of the melody that are told apart; bey
 PHASES, MOST_BEATS = 12, 8  # parts of a beat; beats of a bar
 SIZES = {"phase": PHASES, "beat": MOST_BEATS, "melody": HIGHEST - LOWEST + 2, "onset": 2, "other_onset": 2}
 CLOCK = ("phase", "beat")  # read behind the early layer
-WEIGHTS = {"phase": 1.0, "beat": 1.0, "melody": 1.0, "onset": 4.0, "other_onset": 4.0}  # an onset has few nats
+WEIGHTS = {"phase": 5.0, "beat": 2.0, "melody": 1.0, "onset": 4.0, "other_onset": 4.0}  # an onset has few nats
 
 
 def score_frames(row: dict, parts: list[Part]) -> np.ndarray:

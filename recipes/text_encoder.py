@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 WIDTH = 256  # of the states that the decoder attends to
 BATCH, LEARNING_RATE, WARMUP_STEPS = 64, 1e-3, 100
-COMPLETE, N_COMPLETE = 0.4, 4  # share of the captions that name every fact; such captions a clip
+COMPLETE, N_COMPLETE = 0.5, 4  # share of the captions that name every fact; such captions a clip
 SAVE_EVERY_S = 60
 
 
