@@ -145,7 +145,9 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
     @property
     def codec(self) -> AudioCodec:
         """The model's own EnCodec, with the codebooks of one channel."""
-        return AudioCodec(self.audio_encoder, self.config.num_codebooks // self.config.audio_channels)
+        return AudioCodec(
+            self.audio_encoder, self.config.num_codebooks // self.config.audio_channels, fast_decoder=True
+        )
 
     def frames_for(self, duration_s: float) -> int:
         """Frames F that cover `duration_s` seconds (at most 30, MusicGen's limit)."""
