@@ -85,6 +85,18 @@ def test_greedy_with_an_adapter_equals_stock_with_it(saved, guidance_scale):
     assert not torch.equal(codes, plain)
 
 
+def test_sampling_follows_the_weights_of_the_moment():
+    model = tiny_generator()
+    inputs = model.text_inputs(PROMPTS)
+    before = model.sample_codes(*inputs, 12, do_sample=False)
+    other = tiny_generator(seed=1)
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(value)  # as merging an adapter does
+    codes = model.sample_codes(*inputs, 12, do_sample=False)
+    assert torch.equal(codes, other.sample_codes(*inputs, 12, do_sample=False))
+    assert not torch.equal(codes, before)
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_greedy_in_bfloat16_is_stocks_but_for_near_ties(saved, guidance_scale):
     _, folder = saved
