@@ -1,76 +1,232 @@
 """How much faster are codes sampled here than by transformers' own `generate`, on the same weights and prompts?
 
     python benchmarks/sampling.py --model musicrl-tiny --batch 1 16 64
+    python benchmarks/sampling.py --size small --steps 20
 
-From prompts to sound. Both draw from the model itself (temperature 1, no top-k), or take the likeliest codes (--greedy,
-where both must sound the same). Seconds of the fastest of some repeats; behind the stroke, of the codes alone.
+Both sides take turns in one process; a ratio is of two neighbours. The first command takes whole clips: codes, and sound from
+them. The second takes decoder steps of musicgen-small's size with random weights, beside the time that it takes to read the
+decoder's weights once: what a step cannot go below. Both leave a file in benchmarks/results; benchmarks/table.py shows them.
 """
 
 import argparse
-import os
-import platform
+import statistics
 import time
-from collections.abc import Callable
 
 import torch
+from measuring import hardware, peak_mb, seconds, shown, spread, write_result
 from torch import Tensor
-from transformers import MusicgenForConditionalGeneration
+from transformers import EncodecConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
-from musicrl_hf import load_generator
+from musicrl_hf import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.bundled import resolve
+from musicrl_hf.configuration import MusicRLConfig
 
 PROMPTS = ["a slow air played by a flute", "piano, fast tempo, with a band and drums"]
+LISTENING = {"do_sample": True, "top_k": 250}  # MusicGen's own settings
+GREEDY = {"do_sample": False}
+SIZES = {"small": (24, 1024, 16, 4096)}  # decoder layers, width, heads, ffn of facebook/musicgen-*
 
 
-def fastest(work: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
-    """Wall time of the fastest run, in seconds, and what the last one gave."""
-    times = []
-    for _ in range(repeats):
+class Stock:
+    """transformers' own `generate`, which keeps its codes to itself: they are caught on their way to the codec."""
+
+    def __init__(self, model: MusicgenForConditionalGeneration):
+        self.model = model
+        self.codes: Tensor | None = None
+        self.decoding_s = 0.0
+        self._decode = model.audio_encoder.decode
+        model.audio_encoder.decode = self._caught
+
+    def _caught(self, audio_codes: Tensor, **options):
         started = time.perf_counter()
-        result = work()
-        times.append(time.perf_counter() - started)
-    return min(times), result
+        decoded = self._decode(audio_codes, **options)
+        self.codes, self.decoding_s = audio_codes[0], time.perf_counter() - started
+        return decoded
+
+    def generate(self, ids: Tensor, mask: Tensor, steps: int, guidance_scale: float, how: dict) -> Tensor:
+        return self.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=steps, guidance_scale=guidance_scale, **how
+        )
 
 
-def compare(ours, stock, batch: int, given: argparse.Namespace) -> str:
-    """One line of the table."""
+def compare_clips(ours, stock: Stock, batch: int, scale: float, how: dict, given: argparse.Namespace) -> dict:
+    """Whole clips: seconds of each side, ratios of neighbours, and peaks of memory."""
     ids, mask = ours.text_inputs([PROMPTS[i % 2] for i in range(batch)])
     frames = ours.frames_for(given.duration_s)
-    options = {"guidance_scale": given.guidance_scale, "do_sample": not given.greedy}
     steps = frames + ours.config.num_codebooks - 1
-    drawing, codes = fastest(lambda: ours.sample_codes(ids, mask, frames, **options), given.repeats)
-    decoding, sound = fastest(lambda: ours.decode_codes(codes), given.repeats)
-    there, stock_sound = fastest(
-        lambda: stock.generate(input_ids=ids, attention_mask=mask, max_new_tokens=steps, top_k=0, **options),
-        given.repeats,
-    )
-    here = drawing + decoding
-    line = (
-        f"batch {batch:3}: {steps} steps, ours {here:6.2f} / {drawing:.2f} s, stock {there:6.2f} s, "
-        f"{there / here:.2f} times faster"
-    )
-    if given.greedy:
-        line += ", same sound" if (sound - stock_sound).abs().max() < 1e-5 else ", OTHER SOUND"
-    return line
+    codes = ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how)
+    peaks = {
+        "musicrl_hf": peak_mb(
+            lambda: ours.decode_codes(ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how))
+        ),
+        "transformers": peak_mb(lambda: stock.generate(ids, mask, steps, scale, how)),
+    }
+    result: dict = {"batch": batch, "guidance_scale": scale, "greedy": how is GREEDY, "peak_mb": peaks}
+    if how is GREEDY:
+        result["same_codes"] = torch.equal(codes, stock.codes)
+    times: dict[str, list[float]] = {"codes": [], "sound": [], "stock_codes": [], "stock_sound": []}
+    for _ in range(given.repeats):
+        drawing = seconds(lambda: ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how))
+        decoding = seconds(lambda: ours.decode_codes(codes))
+        there = seconds(lambda: stock.generate(ids, mask, steps, scale, how))
+        found = {"codes": drawing, "sound": drawing + decoding}
+        found |= {"stock_codes": there - stock.decoding_s, "stock_sound": there}
+        for name, value in found.items():
+            times[name].append(value)
+    result["median_s"] = {name: statistics.median(values) for name, values in times.items()}
+    for kind in ("codes", "sound"):
+        result[f"{kind}_ratio"] = spread([b / a for a, b in zip(times[kind], times[f"stock_{kind}"], strict=True)])
+    return result
 
 
+def clips_row(row: dict) -> dict[str, str]:
+    taken, peaks = row["median_s"], row["peak_mb"]
+    return {
+        "clips": str(row["batch"]),
+        "guidance": f"{row['guidance_scale']:g}",
+        "codes": ("greedy, the same" if row["same_codes"] else "greedy, OTHERS") if row["greedy"] else "top-k 250",
+        "s for codes, here and stock": f"{taken['codes']:.2f}, {taken['stock_codes']:.2f}",
+        "codes, times faster": shown(row["codes_ratio"]),
+        "with sound, times faster": shown(row["sound_ratio"]),
+        "peak MB, here and stock": ", ".join("" if mb is None else f"{mb:.0f}" for mb in peaks.values()),
+    }
+
+
+def random_generator(size: str) -> MusicRLForConditionalGeneration:
+    """A decoder of a published size with random weights; a text encoder and a codec that take no time."""
+    layers, hidden, heads, ffn = SIZES[size]
+    config = MusicRLConfig(
+        text_encoder=T5Config(vocab_size=32, d_model=768, d_kv=64, d_ff=64, num_layers=1, num_heads=2, use_cache=False),
+        audio_encoder=EncodecConfig(
+            target_bandwidths=[2.2],
+            sampling_rate=32000,
+            num_filters=4,
+            upsampling_ratios=[8, 5, 4, 4],
+            codebook_size=2048,
+        ),
+        decoder=MusicgenDecoderConfig(
+            vocab_size=2048,
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            ffn_dim=ffn,
+            num_codebooks=4,
+            pad_token_id=2048,
+            bos_token_id=2048,
+        ),
+    )
+    torch.manual_seed(0)
+    model = MusicRLForConditionalGeneration(config).eval()
+    model.restore_audio_token_ids()
+    return model
+
+
+def same_weights(ours: MusicRLForConditionalGeneration) -> MusicgenForConditionalGeneration:
+    """The stock class around the very same tensors."""
+    stock = MusicgenForConditionalGeneration(ours.config).to(ours.dtype).eval()
+    stock.load_state_dict(ours.state_dict(), assign=True)
+    stock.generation_config = ours.generation_config
+    return stock
+
+
+def compare_steps(ours, stock: Stock, scale: float, given: argparse.Namespace) -> dict:
+    """One decoder step of one clip: what `steps` cost more than a quarter of them, so that nobody's preparation counts."""
+    ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 1]]), torch.ones(1, 8, dtype=torch.long)
+    few, many = given.steps // 4, given.steps
+    delay = ours.config.num_codebooks - 1
+    weights = [  # that a step has to read: of the embeddings only K rows, of the text nothing anew
+        weight
+        for name, weight in ours.decoder.named_parameters()
+        if weight.dim() == 2
+        and not any(part in name for part in ("embed", "encoder_attn.k_proj", "encoder_attn.v_proj"))
+    ]
+    times: dict[str, list[float]] = {"step": [], "stock_step": [], "floor": []}
+    preparing = []
+
+    def read() -> None:
+        for _ in range(many - few):
+            for weight in weights:
+                weight.sum()
+
+    def here(steps: int) -> float:
+        return seconds(lambda: ours.sample_codes(ids, mask, steps - delay, guidance_scale=scale, **GREEDY))
+
+    def there(steps: int) -> float:
+        return seconds(lambda: stock.generate(ids, mask, steps, scale, GREEDY)) - stock.decoding_s
+
+    peaks = {"musicrl_hf": peak_mb(lambda: here(few)), "transformers": peak_mb(lambda: there(few))}
+    for _ in range(given.repeats):
+        # As many reads as steps: what else runs interrupts both.
+        times["floor"].append(seconds(read) / (many - few))
+        short = here(few)
+        times["step"].append((here(many) - short) / (many - few))
+        preparing.append(short - few * times["step"][-1])
+        times["stock_step"].append((there(many) - there(few)) / (many - few))
+    return {
+        "guidance_scale": scale,
+        "weights_mb": sum(weight.numel() * weight.element_size() for weight in weights) / 1e6,
+        "median_s": {name: statistics.median(values) for name, values in times.items()},
+        "preparing_s": statistics.median(preparing),
+        "ratio": spread([b / a for a, b in zip(times["step"], times["stock_step"], strict=True)]),
+        "to_floor": spread([a / b for a, b in zip(times["step"], times["floor"], strict=True)]),
+        "peak_mb": peaks,
+    }
+
+
+def steps_row(row: dict) -> dict[str, str]:
+    taken, peaks = row["median_s"], row["peak_mb"]
+    return {
+        "guidance": f"{row['guidance_scale']:g}",
+        "ms a step, here and stock": f"{1e3 * taken['step']:.0f}, {1e3 * taken['stock_step']:.0f}",
+        "times faster": shown(row["ratio"]),
+        f"ms to read {row['weights_mb']:.0f} MB once": f"{1e3 * taken['floor']:.0f}",
+        "step / that": shown(row["to_floor"]),
+        "s to prepare, once a call": f"{row['preparing_s']:.1f}",
+        "peak MB, here and stock": ", ".join("" if mb is None else f"{mb:.0f}" for mb in peaks.values()),
+    }
+
+
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sampling against transformers' own generate.")
     parser.add_argument("--model", default="musicrl-tiny")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--duration_s", type=float, default=3.0)
-    parser.add_argument("--greedy", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--size", choices=SIZES, help="decoder steps of this size, random weights, in the place of a model"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="decoder steps, with --size")
+    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
-    ours = load_generator(given.model)
-    stock = MusicgenForConditionalGeneration.from_pretrained(resolve(given.model)).eval()
-    print(f"{platform.processor() or platform.machine()}, {given.threads} of {os.cpu_count()} threads")
-    for batch in given.batch:
-        print(compare(ours, stock, batch, given), flush=True)
+    where, dtype = hardware(), getattr(torch, given.dtype)
+    suffix = "" if given.dtype == "float32" else f"_{given.dtype}"
+    if given.size:
+        ours = random_generator(given.size).to(dtype)
+        stock = Stock(same_weights(ours))
+        measured = [compare_steps(ours, stock, scale, given) for scale in given.guidance_scale]
+        rows = [steps_row(row) for row in measured]
+        what = f"Decoder steps of musicgen-{given.size}'s size (random weights, {given.dtype}), one clip"
+        write_result(f"sampling_{given.size}{suffix}", what, where, rows, measured)
+    else:
+        ours = load_generator(given.model, dtype=dtype)
+        model = MusicgenForConditionalGeneration.from_pretrained(resolve(given.model), dtype=dtype).eval()
+        model.audio_encoder.float()  # as ours: in half precision a codec hisses
+        stock, measured = Stock(model), []
+        for batch in given.batch:
+            for scale in given.guidance_scale:
+                for how in (GREEDY, LISTENING):
+                    measured.append(compare_clips(ours, stock, batch, scale, how, given))
+                    print(clips_row(measured[-1]), flush=True)
+        rows = [clips_row(row) for row in measured]
+        what = f"Clips of {given.duration_s:g} s from `{given.model}` ({given.dtype})"
+        write_result(f"sampling{suffix}", what, where, rows, measured)
+    for row in rows:
+        print(row)
 
 
 if __name__ == "__main__":

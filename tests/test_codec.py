@@ -74,7 +74,20 @@ def test_exact_length(length):
     assert codec.decode(encoded.codes, length).shape[-1] == length
 
 
-# -- weights of the `encodec` package ------------------------------------------------------------------------------
+def test_a_fast_decoder_sounds_alike_and_leaves_the_codes_alone(codec):
+    audio = 0.1 * torch.randn(1, codec.channels, int(0.25 * codec.sampling_rate))
+    encoded = codec.encode(audio)
+    exact = codec.decode(encoded)
+    names = list(codec.model.state_dict())
+    fast = AudioCodec(codec.model, fast_decoder=True)
+    assert not torch.equal(fast.decode(encoded), exact), "torch's own ELU is as fast, or was not replaced"
+    torch.testing.assert_close(fast.decode(encoded), exact, rtol=0, atol=1e-6)
+    assert torch.equal(fast.encode(audio).codes, encoded.codes)
+    assert list(codec.model.state_dict()) == names
+    # With gradient it is torch's own: there is nothing to gain, and in-place steps cannot be undone.
+    states = torch.randn(1, 16, 9, requires_grad=True)
+    codec.model.decoder(states)[..., 0].sum().backward()
+    assert states.grad.abs().max() > 0
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers import (
     pipeline,
 )
 
+from musicrl_hf.bundled import resolve
 from musicrl_hf.configuration import MusicRLConfig
 from musicrl_hf.delay import num_steps
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
@@ -32,27 +33,80 @@ def saved(request, tmp_path):
 # -- parity with the stock class ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_greedy_equals_stock_token_for_token(saved, guidance_scale):
-    model, folder = saved
-    stock = MusicgenForConditionalGeneration.from_pretrained(folder)
-    frames = 12
-    inputs = model.text_inputs(PROMPTS)
-    codes = model.sample_codes(*inputs, frames, do_sample=False, guidance_scale=guidance_scale)
-    steps = num_steps(frames, model.config.num_codebooks, model.config.audio_channels)
-    kept = {}
+def stock_greedy(stock, inputs, frames, guidance_scale):
+    """Codes [B, K, F] and sound of transformers' own `generate`."""
+    config, kept = stock.config.decoder, {}
     stock.audio_encoder.decode = _record(stock.audio_encoder.decode, kept)
     audio = stock.generate(
         input_ids=inputs[0],
         attention_mask=inputs[1],
         do_sample=False,
-        max_new_tokens=steps,
+        max_new_tokens=num_steps(frames, config.num_codebooks, config.audio_channels),
         guidance_scale=guidance_scale,
     )
-    stock_codes = torch.stack(kept["codes"], 2).flatten(1, 2) if len(kept["codes"]) == 2 else kept["codes"][0]
+    return torch.stack(kept["codes"], 2).flatten(1, 2) if len(kept["codes"]) == 2 else kept["codes"][0], audio
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_equals_stock_token_for_token(saved, guidance_scale):
+    model, folder = saved
+    stock = MusicgenForConditionalGeneration.from_pretrained(folder)
+    inputs = model.text_inputs([*PROMPTS, "drums"])  # the last one is padded
+    codes = model.sample_codes(*inputs, 12, do_sample=False, guidance_scale=guidance_scale)
+    stock_codes, audio = stock_greedy(stock, inputs, 12, guidance_scale)
     assert torch.equal(codes, stock_codes)
     assert len(codes.unique()) > 4
     torch.testing.assert_close(model.decode_codes(codes), audio, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_equals_stock_on_the_bundled_model(guidance_scale):
+    """Weights that were trained listen to their text."""
+    model = load_generator("musicrl-tiny")
+    inputs = model.text_inputs(["a slow air played by a flute", "piano, fast tempo, with a band and drums"])
+    codes = model.sample_codes(*inputs, 12, do_sample=False, guidance_scale=guidance_scale)
+    stock = MusicgenForConditionalGeneration.from_pretrained(resolve("musicrl-tiny"))
+    assert torch.equal(codes, stock_greedy(stock, inputs, 12, guidance_scale)[0])
+    assert not torch.equal(codes, model.sample_codes(*inputs, 12, do_sample=False, guidance_scale=4 - guidance_scale))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_with_an_adapter_equals_stock_with_it(saved, guidance_scale):
+    model, folder = saved
+    stock = MusicgenForConditionalGeneration.from_pretrained(folder)
+    inputs = model.text_inputs([*PROMPTS, "drums"])
+    plain = model.sample_codes(*inputs, 12, do_sample=False, guidance_scale=guidance_scale)
+    for one in (model, stock):
+        torch.manual_seed(1)
+        targets = r".*decoder\.(model\.decoder\.layers\.\d+\..*(q_proj|v_proj|out_proj|fc1)|lm_heads\.\d+)"
+        get_peft_model(one, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    codes = model.sample_codes(*inputs, 12, do_sample=False, guidance_scale=guidance_scale)
+    assert torch.equal(codes, stock_greedy(stock, inputs, 12, guidance_scale)[0])
+    assert not torch.equal(codes, plain)
+
+
+def test_sampling_follows_the_weights_of_the_moment():
+    model = tiny_generator()
+    inputs = model.text_inputs(PROMPTS)
+    before = model.sample_codes(*inputs, 12, do_sample=False)
+    other = tiny_generator(seed=1)
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(value)  # as merging an adapter does
+    codes = model.sample_codes(*inputs, 12, do_sample=False)
+    assert torch.equal(codes, other.sample_codes(*inputs, 12, do_sample=False))
+    assert not torch.equal(codes, before)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_in_bfloat16_is_stocks_but_for_near_ties(saved, guidance_scale):
+    _, folder = saved
+    model = load_generator(folder, dtype=torch.bfloat16)
+    stock = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    stock.audio_encoder.float()  # as ours
+    inputs = model.text_inputs([*PROMPTS, "drums"])
+    codes = model.sample_codes(*inputs, 4, do_sample=False, guidance_scale=guidance_scale)
+    same = codes == stock_greedy(stock, inputs, 4, guidance_scale)[0]
+    assert same.float().mean() > 0.9  # one other code changes what follows
 
 
 def _record(decode, kept):

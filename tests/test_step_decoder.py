@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_generator
 
 from musicrl_hf.delay import delay_codes
-from musicrl_hf.sampling import draw_codes, draw_from, precision_on
+from musicrl_hf.sampling import draw_codes, draw_from, kth_largest, precision_on
 from musicrl_hf.step_decoder import StepDecoder
 
 PROMPTS = ["a slow piano air played at night", "drums"]
@@ -54,6 +54,25 @@ def test_an_adapter_takes_part():
     assert (steps - plain).abs().max() > 0.1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "K"), [(1, 4), (2, 8)])
+def test_guidance_combines_a_clip_with_its_text_and_without(channels, K):
+    model, scale = tiny_generator(audio_channels=channels, K=K), 3.0
+    ids, mask = model.text_inputs(PROMPTS)  # of unequal length
+    states, nothing = 300 * model.encode_text(ids, mask), torch.zeros_like(mask)  # random weights hardly listen
+    guided = StepDecoder(model.decoder, states, mask, 5, scale)
+    with_text, without = StepDecoder(model.decoder, states, mask, 5), StepDecoder(model.decoder, states * 0, nothing, 5)
+    for step in range(5):
+        codes = torch.randint(0, 16, (2, K)) if step else torch.full((2, K), model.config.pad_code)
+        heard, null = with_text.step(codes), without.step(codes)
+        states = guided.step(codes)
+        torch.testing.assert_close(states, null + scale * (heard - null), rtol=0, atol=1e-5)
+        # Combined in front of the heads, as transformers does behind them.
+        behind = without.logits(null) + scale * (with_text.logits(heard) - without.logits(null))
+        torch.testing.assert_close(guided.logits(states), behind, rtol=0, atol=1e-4)
+        assert (heard - null).abs().max() > 0.1
+
+
 def test_cumulated_probabilities_are_in_float64_where_the_device_has_it():
     assert [precision_on(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [torch.float64] * 2 + [
         torch.float32
@@ -61,16 +80,35 @@ def test_cumulated_probabilities_are_in_float64_where_the_device_has_it():
 
 
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32])
-def test_codes_are_drawn_as_often_as_they_are_likely(precision):
-    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
-    logits = probabilities.log().expand(20_000, 2, 4)
+@pytest.mark.parametrize("V", [4, 1024, 1021])  # one block, 32 blocks, and a prime: blocks of one
+def test_codes_are_drawn_as_often_as_they_are_likely(precision, V):
+    probabilities = torch.zeros(V)
+    likely = torch.tensor([0, V // 2, V - 1])
+    probabilities[likely] = torch.tensor([0.5, 0.3, 0.2])
+    logits = probabilities.log().expand(20_000, 2, V)
     drawn = draw_from(logits, precision, torch.Generator().manual_seed(0))
     assert drawn.shape == (20_000, 2)
-    frequencies = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
-    assert frequencies[1] == 0
+    frequencies = torch.bincount(drawn.flatten(), minlength=V) / drawn.numel()
     # Four standard errors of a proportion: 4 * sqrt(.25 / 40000) = .01.
-    torch.testing.assert_close(frequencies, probabilities, rtol=0, atol=0.01)
+    torch.testing.assert_close(frequencies[likely], probabilities[likely], rtol=0, atol=0.01)
+    assert frequencies[likely].sum() == pytest.approx(1), "what cannot be was drawn"
     assert (drawn[:, 0] != drawn[:, 1]).float().mean() > 0.5, "the codebooks of a clip are drawn one by one"
+
+
+def test_a_whole_codebook_is_drawn_as_it_weighs():
+    """Pearson's chi-squared over 64 codes in two blocks: 63 degrees of freedom, 103.4 at p = .001."""
+    torch.manual_seed(0)
+    logits = torch.randn(64)
+    drawn = draw_from(logits.expand(100_000, 1, 64), torch.float64, torch.Generator().manual_seed(1))
+    expected = logits.softmax(-1) * 100_000
+    seen = torch.bincount(drawn.flatten(), minlength=64)
+    assert ((seen - expected) ** 2 / expected).sum() < 103.4
+
+
+@pytest.mark.parametrize("k", [1, 7, 32])
+def test_the_kth_largest_is_topks(k):
+    logits = torch.randn(3, 4, 32)
+    assert torch.equal(kth_largest(logits, k), logits.topk(k, -1).values[..., -1:])
 
 
 def test_only_the_top_k_are_drawn():

