@@ -69,4 +69,6 @@ def _has_onednn(weight: Tensor) -> bool:
         and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # torch's inductor calls them; they are no promise
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
