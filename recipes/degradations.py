@@ -3,8 +3,8 @@
 Nobody rated anything. A clip's simulated mean opinion score is 1 + 4 * (1 - loss_1) * (1 - loss_2) * ..., one loss for each
 degradation that it went through, from 0 (not heard) to 1 (ruined). Where ViSQOL applies, a ladder's losses are measured with
 it: on some clips, against the clean clip, as a share of what the clean clip itself scores above 1. It does not apply to
-`warp`, which leaves each short patch of sound intact, nor to random codes, which make other music: their losses are this
-file's choice. Frames that the generator chose in place of the clip's own are where they belong, so that it applies to them.
+`warp`, which leaves each short patch of sound intact, nor to wrong codes, which make other music: their losses are this
+file's choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,6 @@ from common import SAMPLING_RATE
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 from transformers import EncodecModel
-
-from musicrl_hf.generator import MusicRLForConditionalGeneration
 
 
 def add_noise(wave: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
@@ -82,35 +80,21 @@ SEVERITIES = np.linspace(0, 1, 7)
 
 
 def measure_losses(
-    clips: np.ndarray,
-    codes: Tensor,
-    captions: Sequence[str],
-    generator: MusicRLForConditionalGeneration,
-    visqol: Callable,
-    rng: np.random.Generator,
+    clips: np.ndarray, codes: Tensor, codec: EncodecModel, visqol: Callable, rng: np.random.Generator
 ) -> dict[str, list[float]]:
-    """What each degradation costs: for each ladder its losses at `SEVERITIES`, for "codec" those of 1 to 4 codebooks, and for
-    "played" those of clips, a share of whose frames the generator chose, held against what its codec makes of them.
+    """What each degradation costs: for each ladder its losses at `SEVERITIES`, and for "codec" those of 1 to 4 codebooks.
 
     Args:
         clips: clean clips [N, T].
         codes: the same clips' codes [N, K, F].
-        captions: of the same clips.
-        generator: its codec decodes them.
+        codec: decodes them.
         visqol: (clean [T], degraded [T]) to an opinion from 1 to 5.
     """
-    codec = generator.audio_encoder
+    best = [visqol(clip, clip) for clip in clips]
 
-    def losses_against(clean: Sequence[np.ndarray]) -> Callable[[Sequence[np.ndarray]], float]:
-        best = [visqol(clip, clip) for clip in clean]
-
-        def loss(degraded: Sequence[np.ndarray]) -> float:
-            pairs = zip(clean, degraded, best, strict=True)
-            return max(0.0, 1 - float(np.mean([(visqol(clip, other) - 1) / (top - 1) for clip, other, top in pairs])))
-
-        return loss
-
-    loss = losses_against(clips)
+    def loss(degraded: Sequence[np.ndarray]) -> float:
+        scores = [(visqol(clip, other) - 1) / (top - 1) for clip, other, top in zip(clips, degraded, best, strict=True)]
+        return max(0.0, 1 - float(np.mean(scores)))
 
     found = {}
     for name, change in (LADDERS | UNSEEN).items():
@@ -122,11 +106,6 @@ def measure_losses(
     kept = range(1, codes.shape[1] + 1)
     decoded = [[decode(codec, some[:k])[: clips.shape[1]] for some in codes] for k in kept]
     found["codec"] = np.minimum.accumulate([loss(waves) for waves in decoded]).tolist()
-    loss_of_coded, losses = losses_against(decoded[-1]), [0.0]
-    for severity in SEVERITIES[1:]:
-        some = [play(generator, c, text, severity, rng) for c, text in zip(codes, captions, strict=True)]
-        losses.append(loss_of_coded([decode(codec, c)[: clips.shape[1]] for c in some]))
-    found["played"] = np.maximum.accumulate(losses).tolist()
     return {name: [round(float(x), 4) for x in values] for name, values in found.items()}
 
 
@@ -136,23 +115,6 @@ def degrade(
     """A clip [T] some way down a ladder, `severity` in [0, 1], and the loss that this counts for in `measure_losses`."""
     change = (LADDERS | UNSEEN)[name]
     return change(wave, severity, rng).astype(np.float32), float(np.interp(severity, SEVERITIES, losses[name]))
-
-
-@torch.no_grad()
-def play(
-    generator: MusicRLForConditionalGeneration, codes: Tensor, caption: str, share: float, rng: np.random.Generator
-) -> Tensor:
-    """Codes [K, F] of a clip, a share of whose frames is what the generator draws there behind the clip's own past."""
-    ids, mask = generator.text_inputs([caption])
-    codes = codes.long()
-    hidden, _ = generator.decoder_hidden(codes[None], generator.encode_text(ids, mask), mask)
-    random = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    frames = codes.shape[-1]
-    drawn = [
-        torch.multinomial(head(hidden[0, k : k + frames]).softmax(-1), 1, generator=random)[:, 0]
-        for k, head in enumerate(generator.decoder.lm_heads)  # codebook k lags k steps
-    ]
-    return torch.where(torch.from_numpy(rng.random(frames) < share), torch.stack(drawn), codes)
 
 
 @torch.no_grad()

@@ -22,34 +22,26 @@ from common import (
     write_array,
     write_json,
 )
-from degradations import LADDERS, SEVERITIES, UNSEEN, decode_degraded, degrade, measure_losses, play
+from degradations import LADDERS, UNSEEN, decode_degraded, degrade, measure_losses
 from elu import use_fast_elu
 from generator import move_files
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
+from transformers import EncodecModel
 
-from musicrl_hf.generator import MusicRLForConditionalGeneration
 from musicrl_hf.rewards.clap import load_clap
 from musicrl_hf.rewards.quality import QualityModel
 
 N_EXAMPLES = {"train": 6000, "validation": 400, "test": 600, "unseen": 200}
 N_MEASURED = 4  # validation clips by which the ladders are measured
 CROP_S = 5
-CODED_SHARE, NO_MUSIC_SHARE = 0.5, 0.03
-SCRAMBLED_SHARE, PLAYED_SHARE = 0.25, 0.4  # of the coded ones
+CODED_SHARE, SCRAMBLED_SHARE, NO_MUSIC_SHARE = 0.45, 0.4, 0.03
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 1500, 2e-3, 0.05
-KINDS = ("clean", *LADDERS, "codec", "scrambled", "played", "several", "no_music")
+KINDS = ("clean", *LADDERS, "codec", "scrambled", "several", "no_music")
 
 
-def example(
-    clip: np.ndarray,
-    codes: Tensor,
-    caption: str,
-    generator: MusicRLForConditionalGeneration,
-    losses_of: dict,
-    rng: np.random.Generator,
-) -> tuple:
+def example(clip: np.ndarray, codes: Tensor, codec: EncodecModel, losses_of: dict, rng: np.random.Generator) -> tuple:
     """A degraded 5 s crop [T] of one clip, its simulated score, and the kind of degradation."""
     length = CROP_S * SAMPLING_RATE
     if rng.random() < NO_MUSIC_SHARE:
@@ -62,15 +54,11 @@ def example(
     begin = int(rng.integers((clip.shape[0] - length) // (SAMPLING_RATE // FRAME_RATE)))  # frames
     if rng.random() < CODED_SHARE:
         kept = int(rng.choice([4, 4, 4, 3, 2, 1]))
+        scrambled = float(rng.random()) if rng.random() < SCRAMBLED_SHARE else 0.0
         crop = codes[:, begin : begin + CROP_S * FRAME_RATE]
-        draw, share, scrambled, kind = rng.random(), float(rng.random()), 0.0, "codec"
-        if draw < SCRAMBLED_SHARE:
-            scrambled, kind = share, "scrambled"
-        elif draw < SCRAMBLED_SHARE + PLAYED_SHARE:
-            crop, kept, kind = play(generator, crop, caption, share, rng), len(crop), "played"
-            losses.append(float(np.interp(share, SEVERITIES, losses_of["played"])))
-        wave, loss = decode_degraded(generator.audio_encoder, crop, kept, scrambled, losses_of, rng)
+        wave, loss = decode_degraded(codec, crop, kept, scrambled, losses_of, rng)
         losses.append(loss)
+        kind = "scrambled" if scrambled else "codec"
     else:
         start_sample = begin * (SAMPLING_RATE // FRAME_RATE)
         wave = to_float(clip[start_sample : start_sample + length]).numpy()
@@ -78,7 +66,7 @@ def example(
     for name in rng.choice(list(LADDERS), n_more, replace=False):
         wave, loss = degrade(wave, name, float(rng.random()), losses_of, rng)
         losses.append(loss)
-        kind = str(name) if kind == "clean" else "several"
+        kind = str(name) if kind == "clean" and len(losses) == 1 else "several"
     return wave, 1 + 4 * float(np.prod([1 - loss for loss in losses])), kind
 
 
@@ -90,25 +78,17 @@ def unseen_example(clip: np.ndarray, losses_of: dict, rng: np.random.Generator) 
     return wave, 1 + 4 * (1 - loss), KINDS[0]
 
 
-def generator_of(args) -> MusicRLForConditionalGeneration:
-    """Stage 7's generator, its codec with the faster ELU."""
-    model = MusicRLForConditionalGeneration.from_pretrained(args.checkpoints / "musicrl-tiny").eval()
-    use_fast_elu(model.audio_encoder)
-    return model
-
-
-def ladders_of(args, generator: MusicRLForConditionalGeneration) -> dict[str, list[float]]:
+def ladders_of(args, codec: EncodecModel) -> dict[str, list[float]]:
     """`measure_losses` on a few validation clips, cached in the work folder."""
     path = args.work / "quality_ladders.json"
     if not path.exists():
         if visqol_score() is None:
             raise SystemExit("audio-samples-qoe is missing: pip install --no-deps -r recipes/requirements-alone.txt")
-        clips, rows = load_clips(args.work, "validation")
+        clips, _ = load_clips(args.work, "validation")
         n, seconds = (1, 1) if args.tiny else (N_MEASURED, CROP_S)
         crops = to_float(clips[:n, : seconds * SAMPLING_RATE]).numpy()
         codes = load_file(args.work / "codes_validation.safetensors")["codes"][:n, :, : seconds * FRAME_RATE]
-        captions = [row["captions"][0] for row in rows[:n]]
-        write_json(path, measure_losses(crops, codes, captions, generator, visqol, np.random.default_rng(args.seed)))
+        write_json(path, measure_losses(crops, codes, codec, visqol, np.random.default_rng(args.seed)))
         say(f"quality: ladders measured: {read_json(path)}")
     return read_json(path)
 
@@ -123,17 +103,17 @@ def examples_of(args, name: str) -> tuple[np.ndarray, dict[str, Tensor]]:
     if not waves_path.exists() or args.force:
         split = "test" if name == "unseen" else name
         size = N_EXAMPLES[name] // (100 if args.tiny else 1)
-        clips, rows = load_clips(args.work, split)
+        clips, _ = load_clips(args.work, split)
         codes = load_file(args.work / f"codes_{split}.safetensors")["codes"]
-        generator = generator_of(args)
-        losses_of = ladders_of(args, generator)
+        codec = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
+        losses_of = ladders_of(args, codec)
         rng = np.random.default_rng([args.seed, len(clips), size])
         waves, scores, kinds = np.zeros((size, CROP_S * SAMPLING_RATE), np.int16), [], []
         for n, i in enumerate(rng.integers(len(codes), size=size)):
             if name == "unseen":
                 wave, score, kind = unseen_example(clips[i], losses_of, rng)
             else:
-                wave, score, kind = example(clips[i], codes[i], rows[i]["captions"][0], generator, losses_of, rng)
+                wave, score, kind = example(clips[i], codes[i], codec, losses_of, rng)
             waves[n] = (wave / max(1.0, np.abs(wave).max()) * 32767).astype(np.int16)
             scores.append(score)
             kinds.append(KINDS.index(kind))

@@ -130,20 +130,6 @@ def test_step_f_is_asked_for_the_frame_that_it_predicts_first(monkeypatch):
     assert heads.losses(classes).min() > 1
 
 
-def test_frames_that_the_generator_played_stand_among_the_clips_own(monkeypatch):
-    monkeypatch.syspath_prepend(RECIPES)
-    degradations = importlib.import_module("degradations")
-    model = load_generator("musicrl-tiny")
-    codes = torch.randint(model.config.codebook_size, (4, 50))
-    play = [degradations.play(model, codes, "a flute", share, np.random.default_rng(0)) for share in (0.0, 0.5, 1.0)]
-    assert torch.equal(play[0], codes)
-    changed = [(some != codes).any(0).float().mean() for some in play]
-    assert 0.3 < changed[1] < 0.7
-    assert changed[2] == 1
-    again = degradations.play(model, codes, "a flute", 1.0, np.random.default_rng(0))
-    assert torch.equal(again, play[2])
-
-
 @pytest.mark.slow
 def test_training_goes_on_from_what_is_published(monkeypatch, tmp_path):
     """What go_on.py leaves in a work folder scores codes as the bundled generator does, before the first step."""
