@@ -265,12 +265,17 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
 
 @torch.no_grad()
 def evaluate(model: MusicRLForConditionalGeneration, codes: Tensor, bars: list[np.ndarray], captions: Captions) -> dict:
-    """Cross entropy on held-out clips [N, K, F], from the first bar on, with their caption, another clip's, and none."""
+    """Cross entropy on held-out clips [N, K, F], with their caption, another clip's, and none.
+
+    From the first bar on; where an upbeat is so long that too little follows, from the start.
+    """
     model.eval()
+    length = CROP_S * FRAME_RATE
+    begins = [int(some[0]) if some[0] + length <= codes.shape[-1] else 0 for some in bars]
     found: dict[str, list[Tensor]] = {"own_caption": [], "other_caption": [], "no_caption": []}
     for first in range(0, len(codes), 10):
         clips = np.arange(first, min(first + 10, len(codes)))
-        crop = torch.stack([codes[i, :, bars[i][0] :][:, : CROP_S * FRAME_RATE] for i in clips]).long()
+        crop = torch.stack([codes[i, :, begins[i] : begins[i] + length] for i in clips]).long()
         ids, mask = captions.draw(clips, None)
         found["own_caption"].append(code_losses(model, crop, (ids, mask)))
         found["no_caption"].append(code_losses(model, crop, (ids, mask * 0)))
