@@ -54,9 +54,9 @@ LIMITS = {
         "sixteen General MIDI instruments and nothing else, neither singing nor any other style.",
         "16 kHz mono at 2 kbit/s: the sound is grainy, and an instrument is not always to be told from its neighbours.",
         "It follows the instrument that a prompt names in two clips of three, at guidance 3 in three of four, the accompaniment in "
-        "half and in two thirds, a key or its neighbour in a third and in three of five, and a number of beats a minute no better than "
-        "by chance (see the judges): its beat is not steady enough to have a tempo.",
-        "At guidance 3 one clip in seventeen stays on one note for half of its length.",
+        "three of five, a key or its neighbour in three of four and in four of five, and a number of beats a minute within 8 % in two "
+        "of three and in nine of ten (see the judges; chance is two of five there).",
+        "At guidance 3 one clip in twenty-five stays on one note for half of its length.",
     ],
     "musicrl-tiny-adherence": [
         "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
