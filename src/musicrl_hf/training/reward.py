@@ -161,6 +161,9 @@ class FlatPreferenceModel(PreferenceModel):
         flat.__class__ = cls
         return flat
 
+    def get_input_embeddings(self) -> None:
+        """None: there is a table a codebook, and nothing that a trainer could take for the one."""
+
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
@@ -336,9 +339,10 @@ def run_reward(job: RewardJob) -> Path:
         "train_loss": outcome.training_loss,
         "rows": counts,
     }
+    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
         with writing(job.output_dir):
-            _save(model, Path(job.output_dir))
+            _save(model, Path(job.output_dir), whole)
         method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
         write_record(job.output_dir, run_record(trainer, job, name, method, metrics, time.monotonic() - started))
         print(report_text(metrics))
@@ -367,12 +371,12 @@ def _lora(job: RewardJob) -> LoraConfig:
     return LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=LORA_TARGETS, modules_to_save=["score"])
 
 
-def _save(model: PreferenceModel, folder: Path) -> None:
+def _save(model: PreferenceModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # the trainer's, of the flat vocabulary
         setattr(model.config, name, None)
     with tempfile.TemporaryDirectory(
         prefix=ASIDE, dir=folder
     ) as scratch:  # each file appears whole, beside checkpoints and metrics
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, state_dict=weights)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)
