@@ -30,7 +30,7 @@ CODE_COLUMNS = tuple(f"{column}_codes" for column in AUDIO_COLUMNS)
 CODEC_COLUMN = "codec"
 CODE_FEATURES = Features({name: List(List(Value("int16"))) for name in CODE_COLUMNS} | {CODEC_COLUMN: Value("string")})
 _SHARD_CLIPS = 512  # clips a cache file, and at most so many are lost when a run is cut short
-_CHUNK = 256  # rows whose codes are in memory at once
+_CHUNK = 64  # rows whose codes are in memory at once
 _OPEN_FILES = 8  # cache files that are open at once: rows that stand together were encoded together
 _HASH_CHARACTERS = 32
 
@@ -143,10 +143,10 @@ def _codes_on_disk(
         with pa.ipc.new_stream(written, CODE_FEATURES.arrow_schema) as stream:
             for start in range(0, len(ds), _CHUNK):
                 rows = range(start, min(start + _CHUNK, len(ds)))
-                columns = [
-                    codes_column([_own(ds, row, name) if of[row] is None else read(of[row]) for row in rows])
-                    for name, of in zip(CODE_COLUMNS, keys, strict=True)
-                ]
+                columns = []
+                for name, of in zip(CODE_COLUMNS, keys, strict=True):
+                    codes = [_own(ds, row, name) if (key := of[row]) is None else read(key) for row in rows]
+                    columns.append(codes_column(codes))
                 stream.write(pa.record_batch([*columns, pa.array([identity] * len(rows))], CODE_FEATURES.arrow_schema))
         with open(written, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_CHARACTERS]
