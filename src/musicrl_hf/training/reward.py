@@ -355,7 +355,7 @@ def run_reward(job: RewardJob) -> Path:
         "train_loss": outcome.training_loss,
         "rows": counts,
     }
-    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    whole = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
         with writing(job.output_dir):
             _save(model, Path(job.output_dir), whole)
