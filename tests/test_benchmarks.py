@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,3 +59,21 @@ def test_sampling_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "sampling_small.json").read_text())
     # Layers: four matrices of attention, two of the text's, two around the activation; and four heads.
     assert found["measured"][0]["weights_mb"] == pytest.approx(4e-6 * (2 * (6 * 32**2 + 2 * 32 * 64) + 4 * 2048 * 32))
+
+
+def test_without_a_gpu_the_gpu_script_says_so_in_a_line(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), sys.executable]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "no CUDA device" in line
+
+
+def test_what_the_gpu_script_starts_is_there():
+    script = (BENCHMARKS / "gpu.sh").read_text(encoding="utf-8")
+    started = [line.split()[2] for line in script.splitlines() if line.strip().startswith("launch ")]
+    assert set(started) == {"one_gpu", "several_gpus", "fsdp2"}
+    assert all((ROOT / "examples" / "accelerate" / f"{name}.yaml").is_file() for name in started)
+    assert (ROOT / "src/musicrl_hf/prompts/train.txt").is_file()

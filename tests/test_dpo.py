@@ -137,7 +137,7 @@ def test_alarm_stock_trl_on_the_kv_vocabulary_gives_the_same_losses(loss_type, t
         policy,
         reference,
         config(tmp_path, loss_type=[loss_type]),
-        train_dataset=flat_pairs(pairs(), tokenizer, policy.config),
+        train_dataset=flat_pairs(pairs(), tokenizer, policy.config, tmp_path / "pairs.arrow"),
         processing_class=tokenizer,
     )
     assert "forward" in vars(policy)  # TRL's own head is in place

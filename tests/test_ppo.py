@@ -733,6 +733,12 @@ def test_jobs_that_make_no_sense_are_refused(options, named):
         PPOJob(prompts="prompts.txt", output_dir="out", **options)
 
 
+def test_weights_that_are_shared_out_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP .*several_gpus.yaml"):
+        config(tmp_path)
+
+
 def test_guidance_and_top_k_are_no_settings():
     """They would make the sampled policy another one than the scored."""
     with pytest.raises(ValueError, match="`guidance_scale`"):

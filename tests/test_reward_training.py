@@ -106,7 +106,9 @@ def test_trls_loss_is_bradley_terry_computed_by_hand(tmp_path):
     generator = tiny_generator()
     model = PreferenceModel.from_generator(generator)
     ds = preferences_from_rows(rows(3, SAMPLING_RATE, 0.4))
-    pairs = bradley_terry_pairs(ds, ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds), "drop")
+    pairs = bradley_terry_pairs(
+        ds, ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds), "drop", tmp_path / "pairs.arrow"
+    )
     trainer = flat_trainer(model, pairs, tmp_path)
     batch = trainer.data_collator(pairs.to_list())
     with torch.no_grad():
@@ -126,10 +128,10 @@ def test_a_tie_counted_half_is_the_cross_entropy_with_target_one_half(tmp_path):
     torch.manual_seed(0)
     model = PreferenceModel.from_generator(tiny_generator())
     ds = preferences_from_rows(rows(4, SAMPLING_RATE, 0.4, tie_every=4))
-    ids = ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds)
-    pairs = bradley_terry_pairs(ds, ids, "half")
+    ids = list(ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds))
+    pairs = bradley_terry_pairs(ds, ids, "half", tmp_path / "half.arrow")
     assert len(pairs) == 8
-    assert len(bradley_terry_pairs(ds, ids, "drop")) == 3
+    assert len(bradley_terry_pairs(ds, ids, "drop", tmp_path / "decided.arrow")) == 3
     trainer = flat_trainer(model, pairs, tmp_path)
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, trainer.data_collator(pairs.to_list()))
@@ -150,7 +152,9 @@ def test_flat_view_scores_prompts_and_clips_of_unequal_length(tmp_path):
         "rejected": clip(0.5, SAMPLING_RATE, 0.2),
     }
     ds = preferences_from_rows(made)
-    pairs = bradley_terry_pairs(ds, ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds), "drop")
+    pairs = bradley_terry_pairs(
+        ds, ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds), "drop", tmp_path / "pairs.arrow"
+    )
     batch = flat_trainer(model, pairs, tmp_path).data_collator(pairs.to_list())
     with torch.no_grad():
         together = view(**batch).logits[:, 0]
@@ -161,7 +165,7 @@ def test_flat_view_scores_prompts_and_clips_of_unequal_length(tmp_path):
 def test_a_long_clip_is_cropped_not_left_out(tmp_path):
     model = PreferenceModel.from_generator(tiny_generator())
     ds = preferences_from_rows(rows(1, SAMPLING_RATE, 29.0))
-    (chosen, rejected) = ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds)[0]
+    chosen, rejected = next(ClipSequences(model, 20.0, tmp_path / "clips").of_rows(ds))
     audio_ids = 20 * 50 * 4  # 20 s at 50 frames a second, 4 codebooks: far beyond TRL's default of 1024
     assert len(chosen) == len(rejected)
     assert sum(i < 4 * 16 for i in chosen) == audio_ids
@@ -172,7 +176,8 @@ def test_each_clip_is_encoded_once_and_read_from_the_cache_afterwards(tmp_path):
     model = PreferenceModel.from_clap(*tiny_clap(sampling_rate=4000))
     ds = preferences_from_rows(rows(2, 4000) + [rows(1, 4000)[0] | {"prompt": "another prompt"}])
     first = ClipSequences(model, 20.0, tmp_path)
-    assert first.of_rows(ds) == [([0], [1]), ([2], [3]), ([4], [5])]  # the same clips with another prompt are new rows
+    # The same clips with another prompt are new rows.
+    assert list(first.of_rows(ds)) == [([0], [1]), ([2], [3]), ([4], [5])]
     files = list(tmp_path.glob("*/*.safetensors"))
     assert [len(load_file(path)) for path in files] == [4]
     audio, rate = read_audio(ds[1]["rejected"]["bytes"])
@@ -180,7 +185,7 @@ def test_each_clip_is_encoded_once_and_read_from_the_cache_afterwards(tmp_path):
     # What is in the cache is not encoded again: a mark left in it comes back.
     save_file({key: tensor + 100 for key, tensor in load_file(files[0]).items()}, files[0])
     again = ClipSequences(model, 20.0, tmp_path)
-    again.of_rows(ds)
+    list(again.of_rows(ds))
     sound = model.sound.size
     assert torch.allclose(again.table[:, :sound], first.table[:, :sound] + 100, atol=1e-4)
     # Another crop or another encoder is another folder.
@@ -188,7 +193,7 @@ def test_each_clip_is_encoded_once_and_read_from_the_cache_afterwards(tmp_path):
     assert ClipSequences(PreferenceModel.from_clap(*tiny_clap(1, 4000)), 20.0, tmp_path).folder != again.folder
     files[0].write_bytes(files[0].read_bytes()[:-8])
     with pytest.raises(ValueError, match="is damaged"):
-        again.of_rows(ds)
+        list(again.of_rows(ds))
 
 
 def test_training_learns_the_listener_and_leaves_a_whole_folder(preferences, generator_folder, tmp_path):

@@ -1,12 +1,15 @@
-"""What each of two processes runs in the tests of distributed training: `two_processes.py {dpo,rloo,grpo} FOLDER`."""
+"""What each of two processes runs in the tests of distributed training: `two_processes.py {dpo,rloo,grpo,halves,fsdp2} FOLDER`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import conftest  # noqa: F401 (sets the offline environment)
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from tiny import tiny_generator
 
 
@@ -38,11 +41,38 @@ def run_online(kind: str, folder: Path) -> dict:
     return {"heard": heard, "kl": trainer.state.log_history[0]["kl"], "weights": torch.stack(sums).sum().item()}
 
 
+def run_halves(folder: Path) -> dict:
+    from test_processes import KINDS, train
+
+    return {kind: train(kind, folder / kind, processes=2) for kind in KINDS}
+
+
+def run_fsdp2(folder: Path) -> dict:
+    """Under the settings of examples/accelerate/fsdp2.yaml. Accelerate shards only beside GPUs: it is told that there are some."""
+    from test_processes import SHARDED, launch_environment, train
+
+    init = AcceleratorState.__init__
+
+    def beside_gpus(self, *args, **kwargs):
+        if not AcceleratorState._shared_state:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        init(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = beside_gpus
+    os.environ |= launch_environment("fsdp2.yaml")
+    found = {}
+    for kind in SHARDED:
+        found[kind] = train(kind, folder / kind, processes=2)
+        assert PartialState().distributed_type == DistributedType.FSDP
+    return found | {"sampled": run_online("rloo", folder / "sampled")}
+
+
 if __name__ == "__main__":
     kind, folder = sys.argv[1], Path(sys.argv[2])
     state = PartialState()
-    found = run_dpo(folder) if kind == "dpo" else run_online(kind, folder)
+    whole_runs = {"dpo": run_dpo, "halves": run_halves, "fsdp2": run_fsdp2}  # the first process tells for both
+    found = whole_runs[kind](folder) if kind in whole_runs else run_online(kind, folder)
     found["world_size"] = state.num_processes
-    suffix = "" if kind == "dpo" and state.is_main_process else f".{state.process_index}"
+    suffix = "" if kind in whole_runs and state.is_main_process else f".{state.process_index}"
     (folder / f"{kind}{suffix}.json").write_text(json.dumps(found))
     state.destroy_process_group()

@@ -9,12 +9,14 @@ Inside, everything stays [B, K, S]: S decoder steps and K heads of V, never a se
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 from trl.trainer.utils import FusedCausalLMOutput
@@ -161,6 +163,19 @@ def check_sampled_is_scored(config: GenerationConfig) -> None:
             )
 
 
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """While the body runs, what FSDP 2 shares out is whole in every process: sampling reads weights outside of `forward`."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
 class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
     """A generator whose `forward` and `generate` speak flat ids; its checkpoints are stock MusicGens all the same.
 
@@ -180,6 +195,9 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
         flat = copy.copy(generator)
         flat.__class__ = cls
         return flat
+
+    def get_output_embeddings(self) -> None:
+        """None: there are K heads, and FSDP would gather them where their container is called, which it never is."""
 
     def forward(
         self,
@@ -273,13 +291,14 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
             )
         kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         text_ids, text_mask = _split_text(input_ids, kept, num_codebooks * size)
-        codes = self.sample_codes(
-            text_ids,
-            text_mask,
-            length // num_codebooks,
-            temperature=1.0 if options.temperature is None else options.temperature,
-            do_sample=options.do_sample is not False,
-        )
+        with whole_weights(self):
+            codes = self.sample_codes(
+                text_ids,
+                text_mask,
+                length // num_codebooks,
+                temperature=1.0 if options.temperature is None else options.temperature,
+                do_sample=options.do_sample is not False,
+            )
         return torch.cat([input_ids, flatten_codes(codes, size, self.config.audio_channels)], 1)
 
 

@@ -6,7 +6,10 @@ that changed is encoded again and nothing stale is read.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,8 @@ CODE_COLUMNS = tuple(f"{column}_codes" for column in AUDIO_COLUMNS)
 CODEC_COLUMN = "codec"
 CODE_FEATURES = Features({name: List(List(Value("int16"))) for name in CODE_COLUMNS} | {CODEC_COLUMN: Value("string")})
 _SHARD_CLIPS = 512  # clips a cache file, and at most so many are lost when a run is cut short
+_CHUNK = 64  # rows whose codes are in memory at once
+_OPEN_FILES = 8  # cache files that are open at once: rows that stand together were encoded together
 _HASH_CHARACTERS = 32
 
 
@@ -78,11 +83,13 @@ def cache_codes(
     cache_dir: str | Path,
     *,
     batch_size: int = 8,
+    keep_audio: bool = True,
 ) -> Dataset:
     """Add the codes of both clips to each row.
 
     Each distinct clip is encoded once, whatever the number of rows it is in; what an earlier call encoded is read from
-    `cache_dir`. Clips of another sampling rate are resampled; mono is copied to both sides of a stereo generator.
+    `cache_dir`. Clips of another sampling rate are resampled; mono is copied to both sides of a stereo generator. The codes
+    stay in a file that is mapped into memory: a set may be larger than that.
 
     Args:
         ds: validated preferences. Rows that already hold codes of the same codec keep them (those that `sample_pairs`
@@ -90,6 +97,7 @@ def cache_codes(
         generator_or_codec: whose codec encodes the clips.
         cache_dir: folder of the cache; may be shared by data sets, codecs and processes.
         batch_size: clips of equal length that are encoded together.
+        keep_audio: False leaves the clips themselves out of what is returned.
 
     Returns:
         `ds` with `chosen_codes` and `rejected_codes` (lists [K, F], int16) and `codec`, the codec's identity.
@@ -101,14 +109,15 @@ def cache_codes(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: encode at least one clip at a time")
     encoder = ClipEncoder(generator_or_codec)
+    kept = list(ds.column_names) if keep_audio else [name for name in ds.column_names if name not in AUDIO_COLUMNS]
     held = list(ds[CODEC_COLUMN]) if CODEC_COLUMN in ds.column_names else [None] * len(ds)
     if set(held) == {encoder.identity}:
-        return ds
+        return ds.select_columns(kept)
     folder = Path(cache_dir) / encoder.identity
     folder.mkdir(parents=True, exist_ok=True)
 
     keys, first_row = _clip_keys(ds, [identity == encoder.identity for identity in held])
-    known = _read_index(folder)
+    known = read_index(folder)
     missing = [(key, row, column) for key, (row, column) in first_row.items() if key not in known]
     with tqdm(total=len(missing), desc="encoding clips", disable=not missing) as bar:
         for start in range(0, len(missing), _SHARD_CLIPS):
@@ -119,14 +128,36 @@ def cache_codes(
                 save_file(encoded, temporary)
             known |= dict.fromkeys(encoded, folder / f"{name}.safetensors")
 
-    codes = _read_codes(known, first_row)
-    columns = []
-    for name, column_keys in zip(CODE_COLUMNS, keys, strict=True):
-        kept = (torch.tensor(ds[row][name], dtype=torch.int16) for row, key in enumerate(column_keys) if key is None)
-        columns.append(codes_column([next(kept) if key is None else codes[key] for key in column_keys]))
-    table = pa.table([*columns, pa.array([encoder.identity] * len(ds))], schema=CODE_FEATURES.arrow_schema)
-    bare = ds.remove_columns([name for name in CODE_FEATURES if name in ds.column_names])
-    return concatenate_datasets([bare, Dataset(table)], axis=1)
+    codes = _codes_on_disk(ds, keys, clip_reader(known), encoder.identity, folder)
+    bare = ds.select_columns([name for name in kept if name not in CODE_FEATURES])
+    return concatenate_datasets([bare, codes], axis=1)
+
+
+def _codes_on_disk(
+    ds: Dataset, keys: Sequence[Sequence[str | None]], read: Callable[[str], Tensor], identity: str, folder: Path
+) -> Dataset:
+    """The codes of each row, in a file of the cache that is called by its content; a row without a key has its own."""
+    number, written = tempfile.mkstemp(prefix=".rows-", dir=folder)
+    os.close(number)
+    try:
+        with pa.ipc.new_stream(written, CODE_FEATURES.arrow_schema) as stream:
+            for start in range(0, len(ds), _CHUNK):
+                rows = range(start, min(start + _CHUNK, len(ds)))
+                columns = []
+                for name, of in zip(CODE_COLUMNS, keys, strict=True):
+                    codes = [_own(ds, row, name) if (key := of[row]) is None else read(key) for row in rows]
+                    columns.append(codes_column(codes))
+                stream.write(pa.record_batch([*columns, pa.array([identity] * len(rows))], CODE_FEATURES.arrow_schema))
+        with open(written, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_CHARACTERS]
+        os.replace(written, folder / f"{digest}.arrow")
+    finally:
+        Path(written).unlink(missing_ok=True)
+    return Dataset.from_file(str(folder / f"{digest}.arrow"))
+
+
+def _own(ds: Dataset, row: int, column: str) -> Tensor:
+    return torch.tensor(ds[row][column], dtype=torch.int16)
 
 
 def codes_column(codes: Sequence[Tensor]) -> pa.Array:
@@ -183,7 +214,12 @@ def _encode(
         yield from encode_batch(batch)
 
 
-def _read_index(folder: Path) -> dict[str, Path]:
+def read_index(folder: Path) -> dict[str, Path]:
+    """Which file of a cache folder holds which clip.
+
+    Raises:
+        ValueError: naming a file that is damaged.
+    """
     index: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -196,12 +232,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
     return index
 
 
-def _read_codes(known: dict[str, Path], wanted: dict[str, tuple[int, str]]) -> dict[str, Tensor]:
-    by_file: dict[Path, list[str]] = {}
-    for key in wanted:
-        by_file.setdefault(known[key], []).append(key)
-    codes = {}
-    for path, keys in by_file.items():
-        with safe_open(path, framework="pt") as file:
-            codes.update({key: file.get_tensor(key) for key in keys})
-    return codes
+def clip_reader(index: dict[str, Path]) -> Callable[[str], Tensor]:
+    """Reads clips of an index one at a time, by their hash."""
+    opened = lru_cache(_OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
+    return lambda key: opened(index[key]).get_tensor(key)

@@ -90,11 +90,14 @@ class MusicDPOTrainer(FlatTrainer, DPOTrainer):
         self.left_out: dict[str, int] = {}
         tokenizer = FlatTokenizer.for_generator(flat_of(model))
         config = flat_of(model).config
-        pairs = {"train": self._pairs(train_dataset, "train_dataset", tokenizer, config)}
-        if eval_dataset is not None:
-            pairs["eval"] = self._pairs(eval_dataset, "eval_dataset", tokenizer, config)
+        folder = Path(str(args.output_dir)) / "pairs"
+        given = {"train": train_dataset} | ({} if eval_dataset is None else {"eval": eval_dataset})
+        pairs = {
+            name: self._pairs(part, f"{name}_dataset", tokenizer, config, folder / f"{name}-{args.process_index}.arrow")
+            for name, part in given.items()
+        }
         if args.precompute_ref_log_probs:
-            pairs = {name: _on_disk(part, Path(str(args.output_dir)) / "pairs" / name) for name, part in pairs.items()}
+            pairs = {name: _on_disk(part, folder / name) for name, part in pairs.items()}
         self.build(
             model,
             anchor,
@@ -108,7 +111,7 @@ class MusicDPOTrainer(FlatTrainer, DPOTrainer):
             peft_config=peft_config,
         )
 
-    def _pairs(self, ds: Dataset, name: str, tokenizer: FlatTokenizer, config: MusicRLConfig) -> Dataset:
+    def _pairs(self, ds: Dataset, name: str, tokenizer: FlatTokenizer, config: MusicRLConfig, path: Path) -> Dataset:
         missing = [column for column in ("prompt", *CODE_COLUMNS) if column not in ds.column_names]
         if missing:
             raise ValueError(
@@ -119,7 +122,7 @@ class MusicDPOTrainer(FlatTrainer, DPOTrainer):
             raise ValueError(f"`{name}` is empty; give at least one pair with a winner.")
         if "preference" in ds.column_names:
             ds, self.left_out[name] = _without_ties(ds, name)
-        return flat_pairs(ds, tokenizer, config)
+        return flat_pairs(ds, tokenizer, config, path)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         """TRL would tokenise text here; ours are ids already."""
@@ -133,12 +136,13 @@ def _without_ties(ds: Dataset, name: str) -> tuple[Dataset, int]:
     return ds.select(kept), len(ds) - len(kept)
 
 
-def flat_pairs(ds: Dataset, tokenizer: FlatTokenizer, config: MusicRLConfig) -> Dataset:
-    """Rows with prompts and codes to rows of flat ids.
+def flat_pairs(ds: Dataset, tokenizer: FlatTokenizer, config: MusicRLConfig, path: Path) -> Dataset:
+    """Rows with prompts and codes to rows of flat ids, in a file that is mapped into memory.
 
     Args:
         ds: `prompt`, `chosen_codes`, `rejected_codes`.
         tokenizer, config: of the generator.
+        path: of the file.
 
     Returns:
         `prompt_ids`, `chosen_ids`, `rejected_ids`, lists of int32.
@@ -162,12 +166,16 @@ def flat_pairs(ds: Dataset, tokenizer: FlatTokenizer, config: MusicRLConfig) -> 
                 raise ValueError(f"row {number}: `{column}`: {error}") from None
         return ids
 
-    return ds.map(
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = ["prompt", *CODE_COLUMNS]
+    return ds.select_columns(columns).map(
         row_ids,
         with_indices=True,
-        remove_columns=ds.column_names,
+        remove_columns=columns,
         features=Features({name: List(Value("int32")) for name in PAIR_COLUMNS}),
-        keep_in_memory=True,
+        cache_file_name=str(path),
+        load_from_cache_file=False,
+        writer_batch_size=64,
         new_fingerprint=generate_random_fingerprint(),
         desc="flattening pairs",
     )
@@ -229,7 +237,7 @@ def run_dpo(job: DPOJob) -> Path:
     model = prepare_generator(job.model)
     codes_dir = job.codes_dir or str(Path(job.output_dir) / "codes")
     with PartialState().main_process_first():
-        pairs = cache_codes(decided, flat_of(model), codes_dir)
+        pairs = cache_codes(decided, flat_of(model), codes_dir, keep_audio=False)
     parts = split_by_prompt(pairs, job.test_share, job.seed) if job.test_share else {"train": pairs}
     trainer = MusicDPOTrainer(
         model,

@@ -20,6 +20,7 @@ from ..rewards.combine import move_reward
 from ..rewards.contract import ask_reward, check_scores
 from .callbacks import SampleWriter
 from .job import NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
+from .processes import combine_over_processes
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
 
@@ -50,7 +51,7 @@ class ClipReward:
                 components = self.reward.components(prompts, audio, rate)
                 for name, values in components.items():
                     log_metric(f"rewards/{name}/mean", values.mean().item())
-                scores = check_scores(self.reward.combine(components), len(prompts), self.__name__)
+                scores = check_scores(combine_over_processes(self.reward, components), len(prompts), self.__name__)
             else:
                 scores = ask_reward(self.reward, prompts, audio, rate, self.__name__)
         return scores.tolist()

@@ -32,6 +32,7 @@ from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
 from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
+from .processes import combine_over_processes
 
 
 class MusicPPOTrainer(WholeCheckpoints, Trainer):
@@ -289,8 +290,8 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         ]
         if isinstance(self.reward, CombinedReward):
             components = _components(self.reward, chunks)
-            combined = CombinedReward(self.reward.rewards, self.reward.weights) if evaluating else self.reward
-            scores = combined.combine(components)
+            plain = CombinedReward(self.reward.rewards, self.reward.weights)
+            scores = plain.combine(components) if evaluating else combine_over_processes(self.reward, components)
         else:
             components = {}
             scores = torch.cat([ask_reward(self.reward, *chunk) for chunk in chunks])

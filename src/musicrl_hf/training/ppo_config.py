@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
@@ -128,6 +129,11 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
         self.check_generations(self.train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
         if self.save_strategy != "no":
             self.check_multiple("save_steps", self.save_steps)
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise ValueError(
+                "FSDP shares out the policy's weights, which PPO samples and saves as a whole; start one process a GPU with "
+                "examples/accelerate/several_gpus.yaml, or use RLOO or GRPO."
+            )
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process, which would split the batch behind the sampler's back; "

@@ -6,21 +6,25 @@ that table. Loss, optimisation, checkpoints and resuming are TRL's and transform
 """
 
 import copy
+import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 from peft import LoraConfig
 from torch import Tensor
 from transformers import set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
+from ..audio import atomic_path
 from ..bundled import read_json
 from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
@@ -161,6 +165,9 @@ class FlatPreferenceModel(PreferenceModel):
         flat.__class__ = cls
         return flat
 
+    def get_input_embeddings(self) -> None:
+        """None: there is a table a codebook, and nothing that a trainer could take for the one."""
+
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
@@ -196,8 +203,10 @@ class MusicRewardTrainer(PlainOutputs, RewardTrainer):
     """TRL's `RewardTrainer` as it is, without its ping, its card for language models and its pickle."""
 
 
-def bradley_terry_pairs(ds: Dataset, ids: list[tuple[list[int], list[int]]], ties: str) -> Dataset:
-    """The pairs that TRL trains on.
+def bradley_terry_pairs(
+    ds: Dataset, ids: Iterable[tuple[list[int], list[int]]], ties: str, path: str | Path
+) -> Dataset:
+    """The pairs that TRL trains on, in a file that is mapped into memory.
 
     Its loss is -log sigmoid(chosen - rejected) for each pair. A tie counted half is -0.5 log sigmoid(a - b) - 0.5 log
     sigmoid(b - a): with `ties` = "half" a tie stands here in both orders, and each decided pair twice.
@@ -206,14 +215,23 @@ def bradley_terry_pairs(ds: Dataset, ids: list[tuple[list[int], list[int]]], tie
         ds: preference rows.
         ids: sequences of the chosen and the rejected clip of each row.
         ties: "drop" or "half".
+        path: of the file.
     """
-    rows = []
-    for label, (chosen, rejected) in zip(ds["preference"], ids, strict=True):
-        if label in DECIDED:
-            rows += [(chosen, rejected)] * (2 if ties == "half" else 1)
-        elif ties == "half":
-            rows += [(chosen, rejected), (rejected, chosen)]
-    return Dataset.from_dict({"chosen_ids": [row[0] for row in rows], "rejected_ids": [row[1] for row in rows]})
+    features = Features({name: List(Value("int32")) for name in ("chosen_ids", "rejected_ids")})
+    with (
+        atomic_path(path) as temporary,
+        ArrowWriter(features=features, path=str(temporary), writer_batch_size=64) as writer,
+    ):
+        for label, (chosen, rejected) in zip(ds["preference"], ids, strict=True):
+            orders = []
+            if label in DECIDED:
+                orders = [(chosen, rejected)] * (2 if ties == "half" else 1)
+            elif ties == "half":
+                orders = [(chosen, rejected), (rejected, chosen)]
+            for first, second in orders:
+                writer.write({"chosen_ids": first, "rejected_ids": second})
+        writer.finalize()
+    return Dataset.from_file(str(path))
 
 
 def split_preferences(job: RewardJob) -> DatasetDict:
@@ -261,7 +279,7 @@ def held_out_margins(trainer: RewardTrainer, pairs: Dataset) -> Tensor:
     """Score of the chosen minus that of the rejected clip, [N], for pairs of sequences."""
     trainer.model.eval()
     batches = torch.utils.data.DataLoader(
-        pairs.to_list(), batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
+        pairs, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
     )
     margins = []
     for batch in batches:
@@ -305,9 +323,10 @@ def run_reward(job: RewardJob) -> Path:
     model = build_model(job).to(args.device)
     clips = ClipSequences(model, job.crop_s, job.cache_dir or Path(job.output_dir) / "clips")
     train_rows = decided["train"] if job.ties == "drop" else split["train"]
-    train = bradley_terry_pairs(train_rows, clips.of_rows(train_rows), job.ties)
+    pairs, own = Path(job.output_dir) / "pairs", PartialState().process_index
+    train = bradley_terry_pairs(train_rows, clips.of_rows(train_rows), job.ties, pairs / f"train-{own}.arrow")
     fitted = len(clips.table) if job.backbone == "clap" else 0
-    test = bradley_terry_pairs(decided["test"], clips.of_rows(decided["test"]), "drop")
+    test = bradley_terry_pairs(decided["test"], clips.of_rows(decided["test"]), "drop", pairs / f"test-{own}.arrow")
     if job.backbone == "clap":
         model.head.fit(clips.table[:fitted].to(args.device))  # standardised by what the training side holds
         view: PreferenceModel = TabledPreferenceModel.from_model(model, clips.table)
@@ -336,13 +355,16 @@ def run_reward(job: RewardJob) -> Path:
         "train_loss": outcome.training_loss,
         "rows": counts,
     }
+    whole = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
         with writing(job.output_dir):
-            _save(model, Path(job.output_dir))
+            _save(model, Path(job.output_dir), whole)
         method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
         write_record(job.output_dir, run_record(trainer, job, name, method, metrics, time.monotonic() - started))
         print(report_text(metrics))
     trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(pairs)
     return Path(job.output_dir)
 
 
@@ -367,12 +389,12 @@ def _lora(job: RewardJob) -> LoraConfig:
     return LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=LORA_TARGETS, modules_to_save=["score"])
 
 
-def _save(model: PreferenceModel, folder: Path) -> None:
+def _save(model: PreferenceModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # the trainer's, of the flat vocabulary
         setattr(model.config, name, None)
     with tempfile.TemporaryDirectory(
         prefix=ASIDE, dir=folder
     ) as scratch:  # each file appears whole, beside checkpoints and metrics
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, state_dict=weights)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)

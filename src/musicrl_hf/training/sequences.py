@@ -7,18 +7,19 @@ id, the number of a row in a table of the features that its head reads.
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..audio import atomic_path, read_audio
 from ..flat import FlatTokenizer, flatten_codes
-from ..preferences.codes import clip_hash
+from ..preferences.codes import clip_hash, clip_reader, read_index
+from ..preferences.schema import AUDIO_COLUMNS
 from ..rewards.preference import PreferenceModel
 
 _SHARD_CLIPS = 256  # clips a cache file, and at most so many are lost when a run is cut short
@@ -27,7 +28,8 @@ _SHARD_CLIPS = 256  # clips a cache file, and at most so many are lost when a ru
 class ClipSequences:
     """Turns rows into pairs of sequences for one model.
 
-    Clips are read from the cache where an earlier run with the same frozen encoder left them.
+    Clips are read from the cache where an earlier run with the same frozen encoder left them. Codes stay there; of a CLAP
+    backbone the features are held in memory.
 
     Args:
         model: whose codes or features they are.
@@ -43,28 +45,27 @@ class ClipSequences:
         self.crop_s = crop_s
         self.folder = Path(cache_dir) / _identity(model, crop_s)
         self._features: list[Tensor] = []
-        self._sequences: dict[tuple[str, str], list[int]] = {}
+        self._rows: dict[tuple[str, str], list[int]] = {}
 
     @property
     def table(self) -> Tensor:
         return torch.cat(self._features)
 
-    def of_rows(self, ds: Dataset) -> list[tuple[list[int], list[int]]]:
-        """Sequences of the chosen and the rejected clip of each row."""
-        clips = self._encoded(ds)
-        rows = tqdm(ds, desc="making sequences", unit="pair", leave=False, disable=len(ds) < 500)
-        return [
-            (
-                self._sequence(row["prompt"], clip_hash(row["chosen"]["bytes"]), clips),
-                self._sequence(row["prompt"], clip_hash(row["rejected"]["bytes"]), clips),
+    def of_rows(self, ds: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+        """Sequences of the chosen and the rejected clip of each row, one row after the other."""
+        read = clip_reader(self._encoded(ds))
+        for row in tqdm(ds, desc="making sequences", unit="pair", leave=False, disable=len(ds) < 500):
+            chosen, rejected = (
+                self._sequence(row["prompt"], clip_hash(row[side]["bytes"]), read) for side in AUDIO_COLUMNS
             )
-            for row in rows
-        ]
+            yield chosen, rejected
 
-    def _sequence(self, prompt: str, key: str, clips: dict[str, Tensor]) -> list[int]:
-        if (prompt, key) not in self._sequences:
-            self._sequences[prompt, key] = self._with_prompt(prompt, clips[key])
-        return self._sequences[prompt, key]
+    def _sequence(self, prompt: str, key: str, read: Callable[[str], Tensor]) -> list[int]:
+        if self.model.config.backbone != "clap":
+            return self._with_prompt(prompt, read(key))
+        if (prompt, key) not in self._rows:
+            self._rows[prompt, key] = self._with_prompt(prompt, read(key))
+        return self._rows[prompt, key]
 
     def _with_prompt(self, prompt: str, clip: Tensor) -> list[int]:
         if self.model.config.backbone == "clap":
@@ -74,23 +75,23 @@ class ClipSequences:
         text = FlatTokenizer.for_generator(self.model.generator)(prompt)["input_ids"]
         return text + flatten_codes(clip.long()[None], config.codebook_size, config.audio_channels)[0].tolist()
 
-    def _encoded(self, ds: Dataset) -> dict[str, Tensor]:
-        """Codes [K, F] or sound vector [D] of every clip of the rows, by the hash of its bytes."""
-        known = self._read_cache()
+    def _encoded(self, ds: Dataset) -> dict[str, Path]:
+        """Where the codes [K, F] or the sound vector [D] of every clip of the rows lie, by the hash of its bytes."""
+        known = read_index(self.folder)
         fresh: dict[str, Tensor] = {}
         for number, row in enumerate(tqdm(ds, desc="encoding clips", unit="pair", leave=False)):
-            for side in ("chosen", "rejected"):
+            for side in AUDIO_COLUMNS:
                 key = clip_hash(row[side]["bytes"])
-                if key not in known:
+                if key not in known and key not in fresh:
                     try:
-                        known[key] = fresh[key] = self._encode(row[side]["bytes"])
+                        fresh[key] = self._encode(row[side]["bytes"])
                     except ValueError as error:
                         raise ValueError(f"row {number}: {side}: {error}") from error
             if len(fresh) >= _SHARD_CLIPS:
-                self._write_cache(fresh)
+                known |= dict.fromkeys(fresh, self._write_cache(fresh))
                 fresh = {}
         if fresh:
-            self._write_cache(fresh)
+            known |= dict.fromkeys(fresh, self._write_cache(fresh))
         return known
 
     def _encode(self, data: bytes) -> Tensor:
@@ -100,22 +101,12 @@ class ClipSequences:
             return self.model.sound(audio, rate)[0].cpu()
         return self.model.encode_audio(audio, rate)[0].to("cpu", torch.int16)
 
-    def _read_cache(self) -> dict[str, Tensor]:
-        known: dict[str, Tensor] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            try:
-                known |= load_file(path)
-            except SafetensorError as error:
-                raise ValueError(
-                    f"cache file {path} is damaged ({error}): delete it, its clips are encoded again"
-                ) from error
-        return known
-
-    def _write_cache(self, clips: dict[str, Tensor]) -> None:
+    def _write_cache(self, clips: dict[str, Tensor]) -> Path:
         # Named by its content, so that two processes that encode the same clips write the same file.
-        name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:32]
-        with atomic_path(self.folder / f"{name}.safetensors") as temporary:
+        path = self.folder / f"{hashlib.sha256(''.join(sorted(clips)).encode()).hexdigest()[:32]}.safetensors"
+        with atomic_path(path) as temporary:
             save_file({key: clip.contiguous() for key, clip in clips.items()}, temporary)
+        return path
 
 
 def _identity(model: PreferenceModel, crop_s: float) -> str:

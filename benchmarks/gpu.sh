@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# What cannot be measured or tried without a GPU, in about ten minutes: benchmarks/gpu.sh [python]
+# Leaves benchmarks/results/*.json and what was printed in out/gpu; then `python benchmarks/table.py` fills the README's tables.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="${1:-python}"
+OUT=out/gpu
+GPUS=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())") || GPUS=0
+if [ "$GPUS" -lt 1 ]; then
+  echo "benchmarks/gpu.sh: torch sees no CUDA device here ($PYTHON); run it on a machine with one." >&2
+  exit 1
+fi
+mkdir -p "$OUT"
+FAILED=()
+
+# One part of the whole: a name, the seconds that it may take, and a command. What fails does not keep the rest from running.
+part() {
+  local name=$1 seconds=$2
+  shift 2
+  echo "== $name: $*"
+  if ! timeout "$seconds" "$@" 2>&1 | tee "$OUT/$name.log"; then FAILED+=("$name"); fi
+}
+
+# A training of a few steps on as many processes as there are GPUs, under a file of examples/accelerate.
+launch() {
+  local name=$1 config=$2 processes=$3
+  shift 3
+  part "$name" 60 "$PYTHON" -m accelerate.commands.launch --config_file "examples/accelerate/$config.yaml" \
+    --num_processes "$processes" -m musicrl_hf.cli "$@" --output_dir "$OUT/$name" --max_steps 3 --logging_steps 1
+}
+
+"$PYTHON" -c "import torch; print(torch.__version__, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])" \
+  | tee "$OUT/machine.log"
+part flat_vs_kv 60 "$PYTHON" benchmarks/flat_vs_kv.py --layers 24 --hidden 1024 --codebook_size 2048 --device cuda
+if "$PYTHON" benchmarks/sampling.py --help | grep -q -- --device; then
+  part sampling 150 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 4 16 64
+fi
+
+head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"
+rm -rf "$OUT/votes"
+part votes 60 "$PYTHON" -m musicrl_hf.cli pairs --prompts "$OUT/prompts.txt" --duration_s 1 --out "$OUT/votes"
+PROMPTS=(--prompts "$OUT/prompts.txt" --duration_s 1 --per_device_train_batch_size 4)
+launch dpo_one_gpu one_gpu 1 dpo --preferences "$OUT/votes" --bf16 true
+launch ppo_one_gpu one_gpu 1 ppo "${PROMPTS[@]}"
+if [ "$GPUS" -gt 1 ]; then
+  launch dpo_several_gpus several_gpus "$GPUS" dpo --preferences "$OUT/votes"
+  launch ppo_several_gpus several_gpus "$GPUS" ppo "${PROMPTS[@]}"
+  launch dpo_fsdp2 fsdp2 "$GPUS" dpo --preferences "$OUT/votes"
+  launch rloo_fsdp2 fsdp2 "$GPUS" rloo "${PROMPTS[@]}"
+else
+  echo "one GPU: several processes and FSDP 2 were not tried"
+fi
+
+if [ ${#FAILED[@]} -gt 0 ]; then
+  echo "failed: ${FAILED[*]} (see $OUT)" >&2
+  exit 1
+fi
+echo "done: see $OUT and benchmarks/results"
