@@ -90,7 +90,9 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
         reward_backbone="generator",
         reward_steps=1,
         ppo_steps=1,
-        ppo_batch_size=2,
+        ppo_batch_size=4,
+        clips_per_prompt=2,
+        normalise="normalise_then_sum",
         lora_r=2,
         rounds=2,
     )
@@ -100,6 +102,9 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
     assert set(votes["chosen_model"]) == {"base"}
     assert set(more["chosen_model"]) == {"ru"}
     assert not set(votes["chosen_seed"]) & set(more["chosen_seed"])
+    settings = {name: json.loads((out / name / "result.json").read_text())["config"] for name in ("r", "u", "ru")}
+    assert {name: config["num_generations"] for name, config in settings.items()} == {"r": 2, "u": 2, "ru": 2}
+    assert [settings[name]["normalise"] for name in ("r", "u")] == ["normalise_then_sum", "none"]
     result = json.loads((out / "evaluation" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru", "ru2"]
     assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
@@ -122,7 +127,9 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("field", "value"), [("panel", 0), ("ppo_steps", 0), ("duration_s", 31.0), ("rounds", 3)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("panel", 0), ("ppo_steps", 0), ("duration_s", 31.0), ("rounds", 3), ("normalise", "mean")]
+)
 def test_settings_out_of_range_are_named(field, value):
-    with pytest.raises(ValueError, match=f"`{field}` must be .*got {value}"):
+    with pytest.raises(ValueError, match=f"`{field}` must be .*got {value!r}"):
         AlignJob(output_dir="out", **{field: value})

@@ -23,7 +23,8 @@ class Sizes:
     pairs_labelled: int = 5  # a prompt and round, of the iterated DPO: 128 prompts x 5 pairs x 2 clips x 2 rounds
     dpo_steps: int = 150
     reward_steps: int = 400
-    long_steps: int = 160  # of the runs that are to go too far
+    clips_per_prompt: int = 4  # of a step, compared with each other
+    long_steps: int = 96  # of the runs that are to go too far
     eval_every: int = 8  # steps
     heldout_clips: int = 2  # a prompt
 
@@ -31,10 +32,11 @@ class Sizes:
 TINY = Sizes(
     align=(
         *("--pairs_per_prompt", "2", "--heldout_prompts", "4", "--reward_steps", "4", "--ppo_steps", "2"),
-        *("--ppo_batch_size", "4", "--duration_s", "1"),
+        *("--ppo_batch_size", "4", "--clips_per_prompt", "2", "--duration_s", "1"),
     ),
     ppo_steps=2,
     batch=4,
+    clips_per_prompt=2,
     duration_s=1.0,
     pairs_labelled=1,
     dpo_steps=2,
@@ -74,6 +76,7 @@ def methods(work: Path, sizes: Sizes) -> list[Run]:
     online = (
         *("--prompts", str(seed / "prompts.txt"), "--reward", reward, "--duration_s", f"{sizes.duration_s:g}"),
         *("--max_steps", str(sizes.ppo_steps), "--per_device_train_batch_size", str(sizes.batch)),
+        *("--num_generations", str(sizes.clips_per_prompt), "--learning_rate", "5e-4"),
     )
 
     def run(name: str, command: str, *words: str) -> Run:
@@ -84,10 +87,10 @@ def methods(work: Path, sizes: Sizes) -> list[Run]:
         *("--per_device_train_batch_size", "16", "--test_share", "0"),
     )
     runs = [
-        run("ppo", "ppo", *online, "--learning_rate", "1e-3", "--kl_coef", "0.01"),
-        run("reinforce", "ppo", *online, "--objective", "paper", "--learning_rate", "1e-3", "--kl_mix", "0.01"),
-        run("rloo", "rloo", *online, "--num_generations", "4", "--learning_rate", "1e-3", "--beta", "0.01"),
-        run("grpo", "grpo", *online, "--num_generations", "4", "--learning_rate", "1e-3", "--beta", "0.001"),
+        run("ppo", "ppo", *online, "--kl_coef", "0.01"),
+        run("reinforce", "ppo", *online, "--objective", "paper", "--kl_mix", "0.01"),
+        run("rloo", "rloo", *online, "--beta", "0.01"),
+        run("grpo", "grpo", *online, "--beta", "0.001"),
         run("dpo", "dpo", "--preferences", str(seed / "votes"), *dpo),
     ]
     # Sample, label by the reward, tune, and again from there: as many clips in all as the others sample.
@@ -186,8 +189,9 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
             "--lora_alpha",
             "32",
         ),
-        *("--duration_s", f"{sizes.duration_s:g}", "--max_steps", str(sizes.long_steps), "--learning_rate", "2e-3"),
-        *("--per_device_train_batch_size", str(sizes.batch), "--kl_coef", "0", "--eval_steps", str(sizes.eval_every)),
+        *("--duration_s", f"{sizes.duration_s:g}", "--max_steps", str(sizes.long_steps), "--learning_rate", "1e-3"),
+        *("--per_device_train_batch_size", str(sizes.batch), "--num_generations", str(sizes.clips_per_prompt)),
+        *("--kl_coef", "0", "--eval_steps", str(sizes.eval_every)),
         *("--per_device_eval_batch_size", "32", "--logging_steps", "4", "--seed", "0", *watched),
     )
     one = Run(

@@ -17,7 +17,7 @@ from .audio import MAX_DURATION_S, atomic_path
 from .devices import find_device
 from .generator import load_generator
 from .places import check_output, find_model
-from .rewards.combine import find_reward
+from .rewards.combine import NORMALISE, find_reward
 
 RECIPES = Path(__file__).parent / "align_recipes"
 PROMPTS = Path(__file__).parent / "prompts"
@@ -57,6 +57,7 @@ class AlignJob:
     ppo_steps: int = _option(20, "optimiser steps of each PPO run")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
     clips_per_prompt: int = _option(1, "of them, of each prompt; above 1 they are compared with each other")
+    normalise: str = _option("none", "how `r` combines adherence and quality, as `musicrl ppo --normalise` takes it")
     learning_rate: float = _option(2e-4, "of the PPO runs")
     lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
     # The costs of a nat follow the rewards' spread: about .07 for adherence and quality, .4 for the preference reward.
@@ -77,6 +78,8 @@ class AlignJob:
             raise ValueError(
                 f"`clips_per_prompt` = {self.clips_per_prompt} must divide `ppo_batch_size` = {self.ppo_batch_size}."
             )
+        if self.normalise not in NORMALISE:
+            raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
         if self.rounds not in (1, 2):
             raise ValueError(
                 f"`rounds` must be 1 or 2, got {self.rounds!r}; a third one starts from the second's `ru2`."
@@ -223,6 +226,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
             model=start,
             ref_model=start,
             reward=[preference] if preference else [f"0.5*{job.adherence}", f"0.5*{job.quality}"],
+            normalise="none" if preference else job.normalise,
             output_dir=str(Path(job.output_dir) / name),
             prompts=str(prompts),
             duration_s=job.duration_s,
