@@ -105,7 +105,7 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
     settings = {name: json.loads((out / name / "result.json").read_text())["config"] for name in ("r", "u", "ru")}
     assert {name: config["num_generations"] for name, config in settings.items()} == {"r": 2, "u": 2, "ru": 2}
     assert [settings[name]["normalise"] for name in ("r", "u")] == ["normalise_then_sum", "none"]
-    result = json.loads((out / "evaluation" / "results.json").read_text())
+    result = json.loads((out / "evaluation2" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru", "ru2"]
     assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
     under = {name: json.loads((out / name / "adapter_config.json").read_text()) for name in ("r", "u", "ru", "ru2")}

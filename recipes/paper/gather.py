@@ -51,10 +51,11 @@ KL_PROMPTS, KL_SEED = 48, 5
 
 
 def seeds_of(work: Path) -> dict[int, Path]:
-    """The finished align runs, by seed."""
+    """The last comparison of each finished align run, by seed."""
     found = {
         int(path.parents[1].name.removeprefix("seed_")): path.parent
-        for path in work.glob("seed_*/evaluation/results.json")
+        for name in ("evaluation", "evaluation2")
+        for path in work.glob(f"seed_*/{name}/results.json")
     }
     if not found:
         raise SystemExit(f"{work} has no finished run: python recipes/paper/run.py --work {work}")
@@ -97,9 +98,9 @@ def compared(folders: dict[int, Path]) -> dict[str, Any]:
     results = [json.loads((folder / "results.json").read_text()) for folder in folders.values()]
     prompts = read_prompts(next(iter(folders.values())).parent / "heldout_prompts.txt")[:KL_PROMPTS]
     duration_s = results[0]["settings"]["duration_s"]
+    names = dict.fromkeys(name for result in results for name in result["models"])
     systems = {
-        name: _mean_of([_system(result, name) for result in results if name in result["models"]])
-        for name in results[0]["models"]
+        name: _mean_of([_system(result, name) for result in results if name in result["models"]]) for name in names
     }
     for name, row in systems.items():
         tuned = [folder.parent / name for folder in folders.values() if (folder.parent / name).is_dir()]

@@ -62,10 +62,16 @@ class Run:
 
 
 def aligned(work: Path, seed: int, sizes: Sizes, recipe: str = "paper") -> Run:
-    """The whole loop: base, R, U, RU, and a second round (which the recipe "tiny" leaves out)."""
+    """The whole loop: base, R, U, RU."""
     folder = work / f"seed_{seed}"
     words = ("align", "--recipe", recipe, "--output_dir", str(folder), "--seed", str(seed), *sizes.align)
     return Run(f"align_{seed}", words, folder / "evaluation")
+
+
+def second_round(work: Path, seed: int, sizes: Sizes, recipe: str = "paper") -> Run:
+    """From there once more: pairs of RU, a reward from both rounds' votes, RU tuned on it, and all five compared."""
+    first = aligned(work, seed, sizes, recipe)
+    return Run(f"second_{seed}", (*first.command, "--rounds", "2"), work / f"seed_{seed}" / "evaluation2")
 
 
 def methods(work: Path, sizes: Sizes) -> list[Run]:

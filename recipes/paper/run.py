@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from plan import TINY, Run, Sizes, ablations, aligned, curves, methods
+from plan import TINY, Run, Sizes, ablations, aligned, curves, methods, second_round
 
 from musicrl_hf.audio import atomic_path
 
-PARTS = ("align", "methods", "rewards", "curves")
+PARTS = ("align", "second", "methods", "rewards", "curves")
 
 
 def execute(run: Run, work: Path, threads: int) -> None:
@@ -64,6 +64,8 @@ def main() -> None:
     runs: list[Run] = []
     if "align" in args.parts:
         runs += [aligned(args.work, seed, sizes, args.recipe) for seed in args.seeds]
+    if "second" in args.parts:
+        runs += [second_round(args.work, seed, sizes, args.recipe) for seed in args.seeds]
     for part, planned in (("methods", methods), ("rewards", ablations), ("curves", curves)):
         if part in args.parts:
             runs += planned(args.work, sizes)

@@ -112,7 +112,8 @@ def run_align(job: AlignJob) -> Path:
     as well, the reward learned anew from all votes, and `ru` tuned on it, anchored to itself.
 
     Returns:
-        The folder: votes/, preference/, r/, u/, ru/, evaluation/ (page, clips, JSON) and result.json.
+        The folder: votes/, preference/, r/, u/, ru/, evaluation/ (page, clips, JSON) and table.txt; of a second round also
+        votes2/, votes_all/, preference2/, ru2/ and evaluation2/, of all five.
 
     Raises:
         ValueError: a setting out of range, an unknown model or reward, an empty prompt file.
@@ -154,15 +155,17 @@ def run_align(job: AlignJob) -> Path:
         )
         stages.run("ru2", "PPO on that, from ru and anchored to ru", lambda: _tune(job, "ru2", ru, prompts, newest))
         systems.append("ru2")
+    # A second round asked for later goes on from the first, and leaves the first one's comparison as it is.
+    evaluation = out / ("evaluation" if job.rounds == 1 else f"evaluation{job.rounds}")
     stages.run(
-        "evaluation",
+        evaluation.name,
         f"other simulated listeners compare the {len(systems) + 1} generators blind, on prompts kept out",
-        lambda: _compare(job, systems, heldout, [preference, *([newest] if newest != preference else [])]),
+        lambda: _compare(job, systems, heldout, [preference, *([newest] if newest != preference else [])], evaluation),
     )
-    table = summary_table(json.loads((out / "evaluation" / "results.json").read_text()))
+    table = summary_table(json.loads((evaluation / "results.json").read_text()))
     with atomic_path(out / "table.txt") as temporary:
         temporary.write_text(table + "\n")
-    print(f"\n{table}\n\nHear the clips and see the whole comparison: {out / 'evaluation' / 'index.html'}")
+    print(f"\n{table}\n\nHear the clips and see the whole comparison: {evaluation / 'index.html'}")
     return out
 
 
@@ -243,7 +246,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
     )
 
 
-def _compare(job: AlignJob, systems: list[str], heldout: Path, preferences: list[str]) -> None:
+def _compare(job: AlignJob, systems: list[str], heldout: Path, preferences: list[str], evaluation: Path) -> None:
     """The blind comparison of the base and the tuned systems, and every reward's opinion."""
     from .evaluation.report import EvaluateJob, run_evaluate
 
@@ -252,7 +255,7 @@ def _compare(job: AlignJob, systems: list[str], heldout: Path, preferences: list
         EvaluateJob(
             models=[f"base={job.model}", *(f"{name}={out / name}" for name in systems)],
             prompts=str(heldout),
-            out=str(out / "evaluation"),
+            out=str(evaluation),
             listeners=job.panel,
             rewards=[job.adherence, job.quality, *preferences],
             duration_s=job.duration_s,
