@@ -32,9 +32,8 @@ launch() {
 "$PYTHON" -c "import torch; print(torch.__version__, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])" \
   | tee "$OUT/machine.log"
 part flat_vs_kv 60 "$PYTHON" benchmarks/flat_vs_kv.py --layers 24 --hidden 1024 --codebook_size 2048 --device cuda
-if "$PYTHON" benchmarks/sampling.py --help | grep -q -- --device; then
-  part sampling 150 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 4 16 64
-fi
+part sampling 120 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64 --repeats 3
+part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 3
 
 head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"
 rm -rf "$OUT/votes"

@@ -10,10 +10,9 @@ decoder's weights once: what a step cannot go below. Both leave a file in benchm
 
 import argparse
 import statistics
-import time
 
 import torch
-from measuring import hardware, peak_mb, seconds, shown, spread, write_result
+from measuring import Stopwatch, add_shared_options, hardware, peak_mb, shown, spread, write_result
 from torch import Tensor
 from transformers import EncodecConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
@@ -30,18 +29,22 @@ SIZES = {"small": (24, 1024, 16, 4096)}  # decoder layers, width, heads, ffn of 
 class Stock:
     """transformers' own `generate`, which keeps its codes to itself: they are caught on their way to the codec."""
 
-    def __init__(self, model: MusicgenForConditionalGeneration):
+    def __init__(self, model: MusicgenForConditionalGeneration, watch: Stopwatch):
         self.model = model
         self.codes: Tensor | None = None
-        self.decoding_s = 0.0
-        self._decode = model.audio_encoder.decode
+        self.watch = watch
+        self._decode = watch.part("decode", model.audio_encoder.decode)
         model.audio_encoder.decode = self._caught
 
     def _caught(self, audio_codes: Tensor, **options):
-        started = time.perf_counter()
-        decoded = self._decode(audio_codes, **options)
-        self.codes, self.decoding_s = audio_codes[0], time.perf_counter() - started
-        return decoded
+        self.watch.clear()
+        self.codes = audio_codes[0]
+        return self._decode(audio_codes, **options)
+
+    @property
+    def decoding_s(self) -> float:
+        """Seconds of the last call that the codec took."""
+        return self.watch.parts["decode"]
 
     def generate(self, ids: Tensor, mask: Tensor, steps: int, guidance_scale: float, how: dict) -> Tensor:
         return self.model.generate(
@@ -51,15 +54,16 @@ class Stock:
 
 def compare_clips(ours, stock: Stock, batch: int, scale: float, how: dict, given: argparse.Namespace) -> dict:
     """Whole clips: seconds of each side, ratios of neighbours, and peaks of memory."""
+    seconds = stock.watch.seconds
     ids, mask = ours.text_inputs([PROMPTS[i % 2] for i in range(batch)])
     frames = ours.frames_for(given.duration_s)
     steps = frames + ours.config.num_codebooks - 1
     codes = ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how)
     peaks = {
         "musicrl_hf": peak_mb(
-            lambda: ours.decode_codes(ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how))
+            lambda: ours.decode_codes(ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how)), given.device
         ),
-        "transformers": peak_mb(lambda: stock.generate(ids, mask, steps, scale, how)),
+        "transformers": peak_mb(lambda: stock.generate(ids, mask, steps, scale, how), given.device),
     }
     result: dict = {"batch": batch, "guidance_scale": scale, "greedy": how is GREEDY, "peak_mb": peaks}
     if how is GREEDY:
@@ -123,7 +127,7 @@ def random_generator(size: str) -> MusicRLForConditionalGeneration:
 
 def same_weights(ours: MusicRLForConditionalGeneration) -> MusicgenForConditionalGeneration:
     """The stock class around the very same tensors."""
-    stock = MusicgenForConditionalGeneration(ours.config).to(ours.dtype).eval()
+    stock = MusicgenForConditionalGeneration(ours.config).to(ours.dtype).to(ours.device).eval()
     stock.load_state_dict(ours.state_dict(), assign=True)
     stock.generation_config = ours.generation_config
     return stock
@@ -131,7 +135,9 @@ def same_weights(ours: MusicRLForConditionalGeneration) -> MusicgenForConditiona
 
 def compare_steps(ours, stock: Stock, scale: float, given: argparse.Namespace) -> dict:
     """One decoder step of one clip: what `steps` cost more than a quarter of them, so that nobody's preparation counts."""
-    ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 1]]), torch.ones(1, 8, dtype=torch.long)
+    seconds = stock.watch.seconds
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 1]], device=given.device)
+    mask = torch.ones_like(ids)
     few, many = given.steps // 4, given.steps
     delay = ours.config.num_codebooks - 1
     weights = [  # that a step has to read: of the embeddings only K rows, of the text nothing anew
@@ -154,7 +160,10 @@ def compare_steps(ours, stock: Stock, scale: float, given: argparse.Namespace) -
     def there(steps: int) -> float:
         return seconds(lambda: stock.generate(ids, mask, steps, scale, GREEDY)) - stock.decoding_s
 
-    peaks = {"musicrl_hf": peak_mb(lambda: here(few)), "transformers": peak_mb(lambda: there(few))}
+    peaks = {
+        "musicrl_hf": peak_mb(lambda: here(few), given.device),
+        "transformers": peak_mb(lambda: there(few), given.device),
+    }
     for _ in range(given.repeats):
         # As many reads as steps: what else runs interrupts both.
         times["floor"].append(seconds(read) / (many - few))
@@ -198,25 +207,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="decoder steps, with --size")
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_shared_options(parser)
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
-    where, dtype = hardware(), getattr(torch, given.dtype)
+    where, dtype = hardware(given.device), getattr(torch, given.dtype)
     suffix = "" if given.dtype == "float32" else f"_{given.dtype}"
     if given.size:
-        ours = random_generator(given.size).to(dtype)
-        stock = Stock(same_weights(ours))
+        ours = random_generator(given.size).to(given.device, dtype)
+        stock = Stock(same_weights(ours), Stopwatch(given.device))
         measured = [compare_steps(ours, stock, scale, given) for scale in given.guidance_scale]
         rows = [steps_row(row) for row in measured]
         what = f"Decoder steps of musicgen-{given.size}'s size (random weights, {given.dtype}), one clip"
-        write_result(f"sampling_{given.size}{suffix}", what, where, rows, measured)
+        write_result(given.results, f"sampling_{given.size}{suffix}", what, where, rows, measured, given.device)
     else:
-        ours = load_generator(given.model, dtype=dtype)
-        model = MusicgenForConditionalGeneration.from_pretrained(resolve(given.model), dtype=dtype).eval()
+        ours = load_generator(given.model, dtype=dtype, device=given.device)
+        model = MusicgenForConditionalGeneration.from_pretrained(resolve(given.model), dtype=dtype)
+        model = model.to(given.device).eval()
         model.audio_encoder.float()  # as ours: in half precision a codec hisses
-        stock, measured = Stock(model), []
+        stock, measured = Stock(model, Stopwatch(given.device)), []
         for batch in given.batch:
             for scale in given.guidance_scale:
                 for how in (GREEDY, LISTENING):
@@ -224,7 +233,7 @@ def main() -> None:
                     print(clips_row(measured[-1]), flush=True)
         rows = [clips_row(row) for row in measured]
         what = f"Clips of {given.duration_s:g} s from `{given.model}` ({given.dtype})"
-        write_result(f"sampling{suffix}", what, where, rows, measured)
+        write_result(given.results, f"sampling{suffix}", what, where, rows, measured, given.device)
     for row in rows:
         print(row)
 

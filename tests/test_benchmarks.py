@@ -1,4 +1,4 @@
-"""The README shows what benchmarks/results holds, and the benchmark of sampling measures what it says, at tiny size."""
+"""The README shows what benchmarks/results holds, and each benchmark measures what it says, at tiny size."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -18,6 +19,16 @@ def benchmark(monkeypatch):
     """Imports a module of that folder by name, as a script in it does."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
+
+
+def measured(monkeypatch, module, options, folder, name=None):
+    """What a benchmark leaves in its JSON file when it is run with these options on one thread of the CPU."""
+    arguments = [*options.split(), *"--threads 1 --device cpu --results".split(), str(folder)]
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+    threads = torch.get_num_threads()
+    module.main()
+    torch.set_num_threads(threads)
+    return json.loads((folder / f"{name or module.__name__}.json").read_text())
 
 
 def test_the_readme_has_the_tables_of_the_results(benchmark):
@@ -43,22 +54,30 @@ def test_a_table_has_a_row_a_measurement(benchmark, tmp_path):
 
 
 def test_sampling_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
-    measuring, sampling = benchmark("measuring"), benchmark("sampling")
-    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sampling.py", *"--batch 2 --duration_s 0.1 --repeats 2 --threads 1".split()])
-    sampling.main()
-    found = json.loads((tmp_path / "sampling.json").read_text())
+    sampling = benchmark("sampling")
+    found = measured(monkeypatch, sampling, "--batch 2 --duration_s 0.1 --repeats 2", tmp_path)
     assert [row["same_codes"] for row in found["measured"] if row["greedy"]] == [True, True]
     assert len(found["rows"]) == 4
     for row in found["measured"]:
         assert row["codes_ratio"]["lowest"] <= row["codes_ratio"]["median"] <= row["codes_ratio"]["highest"]
         assert min(row["median_s"].values()) > 0
     monkeypatch.setattr(sampling, "SIZES", {"small": (2, 32, 2, 64)})
-    monkeypatch.setattr(sys, "argv", ["sampling.py", *"--size small --steps 24 --repeats 2 --threads 1".split()])
-    sampling.main()
-    found = json.loads((tmp_path / "sampling_small.json").read_text())
+    found = measured(monkeypatch, sampling, "--size small --steps 24 --repeats 2", tmp_path, "sampling_small")
     # Layers: four matrices of attention, two of the text's, two around the activation; and four heads.
     assert found["measured"][0]["weights_mb"] == pytest.approx(4e-6 * (2 * (6 * 32**2 + 2 * 32 * 64) + 4 * 2048 * 32))
+
+
+def test_rollouts_are_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
+    found = measured(monkeypatch, benchmark("rollout"), "--tiny", tmp_path)
+    ((row,), (shown,)) = found["measured"], found["rows"]
+    assert row["batch"] == 2
+    assert row["scores_differ_by"] < 1e-4
+    for side, seconds in row["median_s"].items():
+        assert min(seconds[part] for part in ("sample", "decode", "score")) > 0
+        assert sum(seconds[part] for part in ("sample", "decode", "score")) < 1.5 * seconds["whole"]
+        assert (seconds["encode"] > 0) == (side == "stock")
+    assert row["with_codes_ratio"]["median"] > row["whole_ratio"]["median"]
+    assert "times faster" in shown
 
 
 def test_without_a_gpu_the_gpu_script_says_so_in_a_line(tmp_path):

@@ -4,6 +4,7 @@ transformers' `ClapFeatureExtractor` crops long clips at random and marks a rand
 "longer". A reward must give a clip the same score each time, so clips are cut here, by plan, and none is ever longer.
 """
 
+from collections.abc import Callable
 from math import ceil
 
 import torch
@@ -90,7 +91,8 @@ def log_mel(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
         pad_mode="reflect",
         return_complex=True,
     )
-    power = spectrum.abs().square().transpose(1, 2) @ mel_filters
+    # Not abs().square(): that takes the root of each number first, and on a CPU half of the time of scoring.
+    power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ mel_filters
     decibels = 10 * power.clamp(min=1e-10).log10()
     return decibels[:, None].expand(-1, 4 if is_fusion else 1, -1, -1)
 
@@ -121,10 +123,21 @@ def text_embeddings(model: ClapModel, tokenizer: PreTrainedTokenizerBase, prompt
 
 def audio_embeddings(model: ClapModel, extractor: ClapFeatureExtractor, audio: Tensor, sampling_rate: int) -> Tensor:
     """Unit vectors [B, N, D], one a segment."""
-    segments = to_segments(audio.to(model.device), sampling_rate, extractor)
-    features = log_mel(segments.flatten(0, 1), extractor)
-    embeddings = model.get_audio_features(features.to(model.dtype), is_longer=_never_longer(features)).pooler_output
-    return embeddings.unflatten(0, segments.shape[:2])
+
+    def embed(features: Tensor) -> Tensor:
+        return model.get_audio_features(features.to(model.dtype), is_longer=_never_longer(features)).pooler_output
+
+    return _in_passes(embed, to_segments(audio.to(model.device), sampling_rate, extractor), extractor)
+
+
+def _in_passes(encode: Callable[[Tensor], Tensor], segments: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
+    """Vectors [B, N, D] of segments [B, N, T]: `encode` maps mel features [n, ...] to [n, D].
+
+    On a CPU four segments at a time take two thirds of the time of a batch: their spectra and activations stay in the cache.
+    """
+    flat = segments.flatten(0, 1)
+    passes = flat.split(4 if flat.device.type == "cpu" else len(flat))
+    return torch.cat([encode(log_mel(part, extractor)) for part in passes]).unflatten(0, segments.shape[:2])
 
 
 def _never_longer(features: Tensor) -> Tensor:
@@ -183,8 +196,8 @@ class ClapSoundFeatures(nn.Module):
             audio = torch.stack([match_loudness(clip, sampling_rate, self.loudness_lufs) for clip in audio])
         weight = self.encoder.audio_projection.linear1.weight
         segments = to_segments(audio.to(weight.device), sampling_rate, self.extractor)
-        pooled = self._pool(log_mel(segments.flatten(0, 1), self.extractor).to(weight.dtype))
-        return pooled.unflatten(0, segments.shape[:2]).mean(1).float()
+        pooled = _in_passes(lambda mel: self._pool(mel.to(weight.dtype)), segments, self.extractor)
+        return pooled.mean(1).float()
 
     def _pool(self, mel: Tensor) -> Tensor:
         states = self.encoder.audio_model(mel, is_longer=_never_longer(mel), output_hidden_states=True)
