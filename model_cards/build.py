@@ -2,8 +2,9 @@
 
     python model_cards/build.py
 
-For each bundled model this leaves `result.json` beside the weights, from `recipes/results/*.json`, and the card in this
-folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test compares.
+For each bundled model this leaves `result.json` beside the weights, from `recipes/results/*.json` and, for the adapters, from
+`results/paper.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a
+recipe; a test compares.
 """
 
 import json
@@ -12,10 +13,12 @@ from pathlib import Path
 from musicrl_hf.audio import atomic_path
 from musicrl_hf.bundled import BUNDLED, CHECKPOINTS, write_manifest
 from musicrl_hf.cards import check_card, model_card
+from musicrl_hf.places import base_of_adapter
 from musicrl_hf.records import Record, write_record
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
+PAPER = HERE.parent / "results" / "paper.json"
 STAGES = {  # what was measured for each model, in this order
     "musicrl-tiny": ["codec", "text_encoder", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
@@ -38,6 +41,7 @@ JUDGED = {  # groups of clips that the judges heard, and what a card calls them
     "real": "real clips",
     "real_through_codec": "real clips through the codec",
     "generated_guidance_1": "generated at guidance 1",
+    "generated_guidance_2": "generated at guidance 2",
     "generated_guidance_3": "generated at guidance 3",
 }
 SHARES = ("instrument", "backing", "tempo_within_3%", "tempo_within_8%", "key_neighbour", "key_signature")
@@ -53,10 +57,10 @@ LIMITS = {
         "Made to try the whole loop on a laptop and to test it, not to listen to for pleasure: it knows folk melodies on "
         "sixteen General MIDI instruments and nothing else, neither singing nor any other style.",
         "16 kHz mono at 2 kbit/s: the sound is grainy, and an instrument is not always to be told from its neighbours.",
-        "It follows the instrument that a prompt names in two clips of three, at guidance 3 in three of four, the accompaniment in "
-        "three of five, a key or its neighbour in three of four and in four of five, and a number of beats a minute within 8 % in two "
-        "of three and in nine of ten (see the judges; chance is two of five there).",
-        "At guidance 3 one clip in twenty-five stays on one note for half of its length.",
+        "It follows the instrument that a prompt names in two clips of three, at guidance 3 in four of five, the accompaniment in "
+        "three of five and in two of three, a key or its neighbour in three of four and in four of five, and a number of beats a "
+        "minute within 8 % in three of five and in nine of ten (see the judges; chance is less than half there).",
+        "At guidance 3 one clip in twenty-five, mostly of a slow tune without accompaniment, stays on one note for half of its length.",
     ],
     "musicrl-tiny-adherence": [
         "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
@@ -70,6 +74,64 @@ LIMITS = {
 
 
 BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # its sound encoder is kept as it is
+# adapter -> its name in results/paper.json, and what it was tuned on
+ADAPTERS = {
+    "musicrl-tiny-r": ("r", "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality"),
+    "musicrl-tiny-u": ("u", "a preference reward that was learned from the choices"),
+    "musicrl-tiny-ru": ("ru", "a preference reward that was learned from the choices, starting from musicrl-tiny-r"),
+}
+TUNED_LIMITS = [
+    "All listeners are SIMULATED: a documented function of the sound (listeners.py). Nobody listened, and nothing here says that "
+    "people would prefer it.",
+    "What the judges hear of it, which no reward knows, stands above beside the base model's own figures: where they fell, the "
+    "simulated taste was bought with what a prompt asks for.",
+]
+
+
+def adapter_record(name: str) -> Record:
+    """What an adapter's `result.json` says: its own seed's figures and those of all seeds.
+
+    Raises:
+        FileNotFoundError: the paper's runs have not been gathered.
+    """
+    found = json.loads(PAPER.read_text(encoding="utf-8"))
+    key, reward = ADAPTERS[name]
+    seed = str(found["seeds"][0])  # whose adapters recipes/paper/publish.py takes
+    return Record(
+        base_model=base_of_adapter(CHECKPOINTS / name),
+        method="PPO",
+        training_data=f"The 128 prompts of the package, and {reward}. The choices are of simulated listeners "
+        f"({found['listeners']}) between clips of musicrl-tiny; no clip or vote of a person was used.",
+        license="apache-2.0",
+        metrics={
+            "simulated listeners, all seeds": {
+                f"win rate against {row['b']}": f"{_percent(row['win_rate'])} [{_percent(row['low'])}, {_percent(row['high'])}]; "
+                f"by seed {', '.join(map(_percent, row['by_seed']))}"
+                for row in found["win_rates"]
+                if row["a"] == key
+            }
+            | {
+                f"mean rating of {row['model']}, 1 to 5": round(row["mean"], 2)
+                for row in found["mos"]
+                if row["model"] in ("base", key)
+            },
+            "means of all seeds": found["systems"][key],
+            f"independent judges, this seed ({seed})": _heard(found["judged"]["seeds"][seed][key]),
+            "independent judges, musicrl-tiny": _heard(found["judged"]["seeds"][seed]["base"]),
+        },
+        limits=TUNED_LIMITS,
+        clips=_results("judge")["clips"],
+        command=found["runs"][f"align_{seed}"]["command"],
+    )
+
+
+def _heard(heard: dict) -> dict:
+    shares = {name: "{share} ({chance})".format(**heard[name]) for name in SHARES if heard[name]}
+    return shares | {name: heard[name] for name in ("scale_share", "frechet_distance", "faulty_clips")}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def record(name: str) -> Record:
@@ -138,7 +200,7 @@ def _results(stage: str) -> dict:
 
 def main() -> None:
     for name in BUNDLED:
-        write_record(CHECKPOINTS / name, record(name))
+        write_record(CHECKPOINTS / name, adapter_record(name) if name in ADAPTERS else record(name))
         card = bundled_card(name)
         with atomic_path(HERE / f"{name}.md") as temporary:
             temporary.write_text(card, encoding="utf-8")

@@ -28,7 +28,7 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
     """Fields and values of each, as the command line reads them; nothing is run."""
     plan = recipe("plan")
     sizes = plan.TINY if size == "tiny" else plan.Sizes()
-    runs = [plan.aligned(tmp_path, 1, sizes)]
+    runs = [plan.aligned(tmp_path, 1, sizes), plan.second_round(tmp_path, 1, sizes)]
     runs += [run for part in (plan.methods, plan.ablations, plan.curves) for run in part(tmp_path, sizes)]
     assert len({run.name for run in runs}) == len(runs) > 12
     for run in runs:

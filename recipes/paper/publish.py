@@ -1,20 +1,30 @@
-"""Take one seed's adapters into the package: musicrl-tiny-r, -u and -ru, in half precision, each on the model that it was tuned from.
+"""Take the first seed's adapters into the package: musicrl-tiny-r, -u and -ru, in half precision, with clips for their cards.
 
-python recipes/paper/publish.py --work build/paper --seed 0
-python model_cards/build.py
+    python recipes/paper/publish.py --work build/paper
+    python model_cards/build.py
+
+The first seed whatever it came to: of several seeds the best one's figures would flatter.
 """
 
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the recipe's stages, which are scripts
+from common import SAMPLING_RATE
+from gather import seeds_of
+from judge import CARD_PROMPTS, sample
 from safetensors.torch import load_file, save_file
 
+from musicrl_hf import load_generator
+from musicrl_hf.audio import write_audio
 from musicrl_hf.bundled import CHECKPOINTS, write_manifest
 
 BASES = {"r": "musicrl-tiny", "u": "musicrl-tiny", "ru": "musicrl-tiny-r"}
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+GUIDANCE = 3.0  # of the clips, as those of the base model's card
 
 
 def publish(source: Path, target: Path, base: str) -> int:
@@ -32,17 +42,29 @@ def publish(source: Path, target: Path, base: str) -> int:
     (target / f".{CONFIG}.part").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in (WEIGHTS, CONFIG):
         os.replace(target / f".{name}.part", target / name)
-    return sum(path.stat().st_size for path in target.iterdir())
+    return sum(path.stat().st_size for path in target.iterdir() if path.is_file())
+
+
+def write_clips(target: Path) -> None:
+    """Clips of the published adapter, for its card: samples/PROMPT.flac."""
+    (target / "samples").mkdir(exist_ok=True)
+    waves = sample(load_generator(target), CARD_PROMPTS, GUIDANCE, seed=0)
+    for prompt, wave in zip(CARD_PROMPTS, waves, strict=True):
+        name = prompt.replace(" ", "_").replace(",", "")
+        write_audio(target / "samples" / f"{name}.flac", wave[None], SAMPLING_RATE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
-    parser.add_argument("--seed", type=int, default=0, help="whose adapters")
     args = parser.parse_args()
+    first = next(iter(seeds_of(args.work).values())).parent
     for name, base in BASES.items():
         target = CHECKPOINTS / f"musicrl-tiny-{name}"
-        print(f"{target.name}: {publish(args.work / f'seed_{args.seed}' / name, target, base) / 1e6:.2f} MB")
+        print(f"{target.name}: {publish(first / name, target, base) / 1e6:.2f} MB")
+    write_manifest()  # a bundled base is compared with it as it is loaded
+    for name in BASES:
+        write_clips(CHECKPOINTS / f"musicrl-tiny-{name}")
     print(write_manifest())
 
 
