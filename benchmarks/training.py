@@ -2,11 +2,12 @@
 
     python benchmarks/training.py --batch 4 --duration_s 3 10
 
-Both train all weights of one generator on the same pairs of cached codes with the reference's log-probabilities computed
-beforehand, and log the same losses. Here: `MusicDPOTrainer`, whose model scores K codes a decoder step with K heads. Stock:
-`trl.DPOTrainer` with its own fused head over K * V ids at each of the K * S flat positions (tests/kv_variant.py: the same decoder,
-so that what differs is the head alone). Neither checkpoints activations. They take turns in one process; a ratio is of two
-neighbours. Peaks of memory are of a process of their own each, on top of what it held before it trained: imports, weights and
+All train on the same pairs of cached codes, all weights, the reference's log-probabilities computed beforehand. Here:
+`MusicDPOTrainer`, whose model scores the K codes of a decoder step with K heads. Stock: `trl.DPOTrainer` with its own fused head over
+K * V ids at each of the flat positions, on two models: "head" is the same generator (tests/kv_variant.py), so that what differs is
+the head alone and the losses are the same; "lm" is what one would write first, a causal LM of the decoder's layers and width
+(OPT, without attention to a text encoder) whose sequence is the text and then all K * F codes. Nobody checkpoints activations.
+They take turns in one process; a ratio is of two neighbours. Peaks of memory are of a process of their own each, on top of what it held before it trained: imports, weights and
 pairs. Leaves benchmarks/results/training.json.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from measuring import add_shared_options, hardware, peak_mb, shown, spread, write_result
-from transformers import PrinterCallback, TrainerCallback
+from transformers import MusicgenDecoderConfig, OPTConfig, OPTForCausalLM, PrinterCallback, TrainerCallback
 from trl import DPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -33,7 +34,11 @@ from musicrl_hf.flat import FlatTokenizer
 from musicrl_hf.training.dpo import MusicDPOConfig, MusicDPOTrainer, flat_pairs
 
 PROMPTS = ["a slow air played by a flute", "piano, fast tempo, with a band and drums"]
-SIDES = ("musicrl_hf", "stock")
+SIDES = {
+    "musicrl_hf": "musicrl_hf",
+    "head": "TRL's head over K * V ids on the same decoder",
+    "lm": "a causal LM over K * F ids",
+}
 
 
 class StockDPOTrainer(DPOTrainer):
@@ -85,17 +90,37 @@ def trainer_of(side: str, duration_s: float, given: argparse.Namespace, folder: 
     callbacks = [StepClock(given.device)]
     if side == "musicrl_hf":
         return MusicDPOTrainer(generator, args=args, train_dataset=Dataset.from_dict(pairs), callbacks=callbacks)
-    policy = KVVariant.from_generator(generator)
-    policy.disable_dropout()
-    policy.freeze_codec()
-    policy.text_encoder.requires_grad_(False)
-    tokenizer = FlatTokenizer.for_generator(policy)
+    tokenizer = FlatTokenizer.for_generator(generator)
+    if side == "head":
+        policy = KVVariant.from_generator(generator)
+        policy.disable_dropout()
+        policy.freeze_codec()
+        policy.text_encoder.requires_grad_(False)
+    else:
+        policy = language_model(config.decoder, len(tokenizer), config.num_codebooks * frames).to(given.device)
     return StockDPOTrainer(
         policy,
         args=args,
         train_dataset=flat_pairs(Dataset.from_dict(pairs), tokenizer, config, Path(folder) / "pairs.arrow"),
         processing_class=tokenizer,
         callbacks=callbacks,
+    )
+
+
+def language_model(decoder: MusicgenDecoderConfig, ids: int, positions: int) -> OPTForCausalLM:
+    """A causal LM of a decoder's layers, width, heads and feed-forward width, with random weights."""
+    torch.manual_seed(0)
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=ids,
+            hidden_size=decoder.hidden_size,
+            word_embed_proj_dim=decoder.hidden_size,
+            num_hidden_layers=decoder.num_hidden_layers,
+            num_attention_heads=decoder.num_attention_heads,
+            ffn_dim=decoder.ffn_dim,
+            max_position_embeddings=positions + 64,
+            dropout=0.0,
+        )
     )
 
 
@@ -112,28 +137,32 @@ def losses(trainer: DPOTrainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def compare(duration_s: float, given: argparse.Namespace) -> dict:
-    """Seconds a step of each side, ratios of neighbours, peaks of memory."""
-    peaks = {side: peak_of_its_own(side, duration_s, given) for side in SIDES}
+def compare(duration_s: float, given: argparse.Namespace) -> list[dict]:
+    """Seconds a step of each side, ratios of neighbours, peaks of memory: against each of the stock models."""
+    sides = ["musicrl_hf", *given.against]
+    peaks = {side: peak_of_its_own(side, duration_s, given) for side in sides}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {side: trainer_of(side, duration_s, given, folder) for side in SIDES}
-        found: dict[str, list[float]] = {side: [] for side in SIDES}
-        apart = 0.0
-        for turn in range(given.repeats):
+        trainers = {side: trainer_of(side, duration_s, given, folder) for side in sides}
+        taken: dict[str, list[float]] = {side: [] for side in sides}
+        logged = {}
+        for _ in range(given.repeats):
             for side, trainer in trainers.items():
-                found[side].append(seconds_a_step(trainer))
-            if turn == 0:
-                first, second = (losses(trainer) for trainer in trainers.values())
-                apart = max(abs(a - b) for a, b in zip(first, second, strict=True))
-    return {
-        "duration_s": duration_s,
-        "batch": given.batch,
-        "losses_differ_by": apart,
-        "median_s": {side: statistics.median(values) for side, values in found.items()},
-        "ratio": spread([b / a for a, b in zip(*found.values(), strict=True)]),
-        "peak_mb": peaks,
-        "memory_ratio": None if None in peaks.values() else peaks["musicrl_hf"] / peaks["stock"],
-    }
+                taken[side].append(seconds_a_step(trainer))
+                logged.setdefault(side, losses(trainer))
+    ours, mb = taken["musicrl_hf"], peaks["musicrl_hf"]
+    return [
+        {
+            "against": other,
+            "duration_s": duration_s,
+            "batch": given.batch,
+            "losses": [logged["musicrl_hf"], logged[other]],
+            "median_s": {side: statistics.median(taken[side]) for side in ("musicrl_hf", other)},
+            "ratio": spread([b / a for a, b in zip(ours, taken[other], strict=True)]),
+            "peak_mb": {"musicrl_hf": mb, other: peaks[other]},
+            "memory_ratio": mb / peaks[other] if mb and peaks[other] else None,
+        }
+        for other in given.against
+    ]
 
 
 def peak_of_its_own(side: str, duration_s: float, given: argparse.Namespace) -> float | None:
@@ -156,6 +185,7 @@ def peak_of_its_own(side: str, duration_s: float, given: argparse.Namespace) -> 
 def row_of(found: dict) -> dict[str, str]:
     peaks, ratio = found["peak_mb"], found["memory_ratio"]
     return {
+        "against": SIDES[found["against"]],
         "clips": f"{found['duration_s']:g} s",
         "pairs a step": str(found["batch"]),
         "steps a second, here and stock": ", ".join(f"{1 / seconds:.2f}" for seconds in found["median_s"].values()),
@@ -170,9 +200,12 @@ def main() -> None:
     parser.add_argument("--model", default="musicrl-tiny")
     parser.add_argument("--batch", type=int, default=4, help="pairs a step")
     parser.add_argument("--duration_s", type=float, nargs="+", default=[3.0, 10.0])
+    parser.add_argument("--against", nargs="+", choices=list(SIDES)[1:], default=list(SIDES)[1:])
     parser.add_argument("--steps", type=int, default=2, help="timed steps a turn, behind one that is not")
     parser.add_argument("--tiny", action="store_true", help="one pair of .2 s clips: to see that it runs")
-    parser.add_argument("--peak_of", choices=SIDES, help="train this side alone and print its peak of memory in MB")
+    parser.add_argument(
+        "--peak_of", choices=list(SIDES), help="train this side alone and print its peak of memory in MB"
+    )
     add_shared_options(parser)
     given = parser.parse_args()
     if given.tiny:
@@ -185,11 +218,11 @@ def main() -> None:
         return
     where, measured = hardware(given.device), []
     for duration_s in given.duration_s:
-        measured.append(compare(duration_s, given))
-        print(row_of(measured[-1]), flush=True)
+        measured += compare(duration_s, given)
+        print(*map(row_of, measured), sep="\n", flush=True)
     what = (
-        f"DPO steps of all weights of `{given.model}` (float32) on cached codes, the reference precomputed, against stock TRL on "
-        "K * V ids, with the same losses; peaks of memory are on top of weights and pairs"
+        f"DPO of all weights of `{given.model}` (float32) on cached codes, the reference precomputed, against stock "
+        "`trl.DPOTrainer`; peaks of memory are on top of weights and pairs"
     )
     write_result(given.results, "training", what, where, [row_of(found) for found in measured], measured, given.device)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_rollouts_are_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
         assert (seconds["encode"] > 0) == (side == "stock")
     assert row["with_codes_ratio"]["median"] > row["whole_ratio"]["median"]
     assert "times faster" in shown
+
+
+def test_dpo_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
+    found = measured(monkeypatch, benchmark("training"), "--tiny", tmp_path)
+    assert [row["against"] for row in found["measured"]] == ["head", "lm"]
+    same, other = (row["losses"] for row in found["measured"])
+    assert same[0] == pytest.approx(same[1], rel=1e-3, abs=1e-4)  # one generator seen in two ways
+    assert [losses[0] for losses in other] == pytest.approx(
+        [math.log(2)] * 2, abs=1e-4
+    )  # any model, before its first step
+    for row in found["measured"]:
+        assert row["ratio"]["lowest"] <= row["ratio"]["median"] <= row["ratio"]["highest"]
+        assert min(row["median_s"].values()) > 0
+        if sys.platform == "linux":
+            assert min(row["peak_mb"].values()) > 10
 
 
 def test_without_a_gpu_the_gpu_script_says_so_in_a_line(tmp_path):
