@@ -16,12 +16,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from measuring import add_shared_options, hardware, peak_mb, shown, spread, write_result
+from measuring import Stopwatch, add_shared_options, hardware, peak_mb, shown, spread, write_result
 from transformers import MusicgenDecoderConfig, OPTConfig, OPTForCausalLM, PrinterCallback, TrainerCallback
 from trl import DPOTrainer
 
@@ -55,13 +54,11 @@ class StepClock(TrainerCallback):
     """Notes when each step ended."""
 
     def __init__(self, device: str):
-        self.on_gpu = device.startswith("cuda")
+        self.watch = Stopwatch(device)
         self.ends: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.watch.now())
 
 
 def trainer_of(side: str, duration_s: float, given: argparse.Namespace, folder: str) -> DPOTrainer:
