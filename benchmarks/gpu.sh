@@ -33,6 +33,7 @@ launch() {
   | tee "$OUT/machine.log"
 part flat_vs_kv 60 "$PYTHON" benchmarks/flat_vs_kv.py --layers 24 --hidden 1024 --codebook_size 2048 --device cuda
 part sampling 120 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64 --repeats 3
+part training 120 "$PYTHON" benchmarks/training.py --device cuda --repeats 3
 part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 3
 
 head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"

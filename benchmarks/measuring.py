@@ -32,7 +32,8 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 
 class Stopwatch:
-    """Wall time of calls, and of named parts of them. On a GPU each waits for what it started.
+    """Seconds of calls, and of named parts of them: the wall's, or with one thread on a CPU those in which the process had a core,
+    so that other work on the machine counts less. On a GPU each waits for what it started.
 
     Attributes:
         parts: name -> seconds, since `clear`.
@@ -40,21 +41,22 @@ class Stopwatch:
 
     def __init__(self, device: str):
         self.on_gpu = device.startswith("cuda")
+        self._clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
         self.parts: dict[str, float] = defaultdict(float)
 
     def seconds(self, work: Callable[[], Any]) -> float:
         """Of one call."""
-        started = self._now()
+        started = self.now()
         work()
-        return self._now() - started
+        return self.now() - started
 
     def part(self, name: str, function: Callable) -> Callable:
         """The same function, whose calls add to a part."""
 
         def timed(*args: Any, **options: Any) -> Any:
-            started = self._now()
+            started = self.now()
             result = function(*args, **options)
-            self.parts[name] += self._now() - started
+            self.parts[name] += self.now() - started
             return result
 
         return timed
@@ -62,10 +64,10 @@ class Stopwatch:
     def clear(self) -> None:
         self.parts.clear()
 
-    def _now(self) -> float:
+    def now(self) -> float:
         if self.on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._clock()
 
 
 def peak_mb(work: Callable[[], Any], device: str = "cpu") -> float | None:

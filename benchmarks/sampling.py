@@ -96,27 +96,29 @@ def clips_row(row: dict) -> dict[str, str]:
     }
 
 
-def random_generator(size: str) -> MusicRLForConditionalGeneration:
-    """A decoder of a published size with random weights; a text encoder and a codec that take no time."""
-    layers, hidden, heads, ffn = SIZES[size]
+def random_generator(
+    layers: int, hidden: int, heads: int, ffn: int, num_codebooks: int = 4, codebook_size: int = 2048
+) -> MusicRLForConditionalGeneration:
+    """A decoder of a size with random weights; a text encoder and a codec that take no time."""
+    bits = (codebook_size - 1).bit_length()
     config = MusicRLConfig(
         text_encoder=T5Config(vocab_size=32, d_model=768, d_kv=64, d_ff=64, num_layers=1, num_heads=2, use_cache=False),
         audio_encoder=EncodecConfig(
-            target_bandwidths=[2.2],
+            target_bandwidths=[num_codebooks * bits * 50 / 1000],
             sampling_rate=32000,
             num_filters=4,
             upsampling_ratios=[8, 5, 4, 4],
-            codebook_size=2048,
+            codebook_size=codebook_size,
         ),
         decoder=MusicgenDecoderConfig(
-            vocab_size=2048,
+            vocab_size=codebook_size,
             num_hidden_layers=layers,
             hidden_size=hidden,
             num_attention_heads=heads,
             ffn_dim=ffn,
-            num_codebooks=4,
-            pad_token_id=2048,
-            bos_token_id=2048,
+            num_codebooks=num_codebooks,
+            pad_token_id=codebook_size,
+            bos_token_id=codebook_size,
         ),
     )
     torch.manual_seed(0)
@@ -214,7 +216,7 @@ def main() -> None:
     where, dtype = hardware(given.device), getattr(torch, given.dtype)
     suffix = "" if given.dtype == "float32" else f"_{given.dtype}"
     if given.size:
-        ours = random_generator(given.size).to(given.device, dtype)
+        ours = random_generator(*SIZES[given.size]).to(given.device, dtype)
         stock = Stock(same_weights(ours), Stopwatch(given.device))
         measured = [compare_steps(ours, stock, scale, given) for scale in given.guidance_scale]
         rows = [steps_row(row) for row in measured]

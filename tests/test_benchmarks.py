@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -78,6 +79,79 @@ def test_rollouts_are_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
         assert (seconds["encode"] > 0) == (side == "stock")
     assert row["with_codes_ratio"]["median"] > row["whole_ratio"]["median"]
     assert "times faster" in shown
+
+
+def test_dpo_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
+    found = measured(monkeypatch, benchmark("training"), "--tiny", tmp_path)
+    assert [row["against"] for row in found["measured"]] == ["head", "lm"]
+    same, other = (row["losses"] for row in found["measured"])
+    assert same[0] == pytest.approx(same[1], rel=1e-3, abs=1e-4)  # one generator seen in two ways
+    assert [losses[0] for losses in other] == pytest.approx(
+        [math.log(2)] * 2, abs=1e-4
+    )  # any model, before its first step
+    for row in found["measured"]:
+        assert row["ratio"]["lowest"] <= row["ratio"]["median"] <= row["ratio"]["highest"]
+        assert min(row["median_s"].values()) > 0
+        if sys.platform == "linux":
+            assert min(row["peak_mb"].values()) > 10
+
+
+def test_growth_is_measured_beside_its_lines(benchmark, tmp_path, monkeypatch):
+    growth = benchmark("growth")
+    found = measured(monkeypatch, growth, "--tiny --repeats 1", tmp_path)
+    assert list(found["measured"]) == ["batch", "codebooks", "model size"]
+    for first, second in found["measured"].values():
+        assert second["x"] > first["x"]
+        for kind in ("sampling", "step"):
+            assert min(first[kind]["s"], second[kind]["s"]) > 0
+            assert first[kind]["line_s"] == first[kind]["s"]
+            assert second[kind]["line_mb"] > first[kind]["line_mb"]
+
+
+def test_the_lines_count_what_a_decoder_has_and_does(benchmark):
+    growth, sampling = benchmark("growth"), benchmark("sampling")
+    point = growth.Point(duration_s=0.2, batch=3, codebooks=2, layers=2, width=64, codebook_size=32)
+    model = sampling.random_generator(2, 64, 1, 256, 2, 32)
+    matrices = {name: weight.numel() for name, weight in model.decoder.named_parameters() if weight.dim() == 2}
+    embeddings = sum(size for name, size in matrices.items() if "embed" in name)
+    text = sum(
+        size for name, size in matrices.items() if "encoder_attn.k_proj" in name or "encoder_attn.v_proj" in name
+    )
+    assert point.weights == sum(matrices.values()) - embeddings - text
+    assert point.trained == sum(matrices.values()) - 2 * 64  # the embedding of each codebook's pad
+    # 3 clips of 11 steps; each step sees half of the 11 and the 8 of the text, in 2 layers of 64.
+    assert point.operations("sampling") == 33 * (2 * point.weights + 4 * 2 * 64 * (5.5 + 8))
+
+
+def test_the_page_on_scaling_is_what_the_results_say(benchmark):
+    scaling = benchmark("scaling")
+    assert scaling.PAGE.read_text(encoding="utf-8") == scaling.page(), "run python benchmarks/scaling.py"
+
+
+def test_the_arithmetic_of_scaling_by_hand(benchmark):
+    scaling = benchmark("scaling")
+    small, large = scaling.SIZES
+    # 24 layers of 16 x 1024^2, and 4 x 2048 x 1024 for heads and again for embeddings: the 420M of musicgen-small's decoder.
+    assert small.point.trained == 24 * 16 * 1024**2 + 2 * 4 * 2048 * 1024
+    assert round(large.point.trained / 1e9, 2) == 3.25
+    # Keys and values of 10 s: 2 of 24 layers of 1024, 2 bytes each, for 503 decoder steps and 16 tokens of text.
+    assert small.cache == 2 * 24 * 1024 * 2 * (503 + 16)
+    assert small.reduced(False, 1) == 0
+    assert small.reduced(False, 8) == 2 * 7 / 8 * 4 * small.point.trained
+    held = small.memory(adapter=False)
+    assert held["all"] == sum(bytes for name, bytes in held.items() if name != "all")
+    assert held["gradients and AdamW"] == 12 * small.point.trained
+
+
+def test_a_plot_is_the_same_from_the_same_numbers(benchmark, tmp_path):
+    pytest.importorskip("matplotlib")
+    growth = benchmark("growth")
+    drawn = BENCHMARKS / "results" / "growth.svg"
+    (tmp_path / "growth.json").write_text((BENCHMARKS / "results" / "growth.json").read_text())
+    found = growth.draw(tmp_path / "growth.json").read_text()
+    assert found == growth.draw(tmp_path / "growth.json").read_text()
+    assert {"clip length", "model size"} <= set(json.loads((tmp_path / "growth.json").read_text())["measured"])
+    assert drawn.is_file()
 
 
 def test_without_a_gpu_the_gpu_script_says_so_in_a_line(tmp_path):

@@ -547,6 +547,26 @@ def test_samples_metrics_and_the_kl_budget(tmp_path):
     assert [line["step"] for line in lines if "kl" in line] == [1, 2]
 
 
+def test_the_log_says_where_each_second_went(tmp_path):
+    def slow(prompts, audio, sampling_rate):
+        time.sleep(0.2)
+        return torch.zeros(len(prompts))
+
+    args = config(tmp_path, objective="ppo", max_steps=4, num_ppo_epochs=2)
+    trainer = MusicPPOTrainer(tiny_generator(), slow, args, PROMPTS, eval_dataset=PROMPTS)
+    trainer.train()
+    trainer.evaluate()  # is not training
+    (runtime,) = logged(trainer, "train_runtime")
+    sampling, decoding, scoring, updating = (
+        logged(trainer, f"{part}_s") for part in ("sample", "decode", "score", "update")
+    )
+    assert len(updating) == 4
+    assert len(sampling) == len(decoding) == len(scoring) == 2  # a set of clips serves two steps
+    assert min(sampling + decoding + updating) > 0
+    assert 0.2 <= min(scoring) <= max(scoring) < 0.2 + max(updating)
+    assert sum(sampling + decoding + scoring + updating) < runtime
+
+
 def test_metrics_of_a_resumed_run_stand_there_once(tmp_path):
     def run(resume: str | None) -> None:
         args = config(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)

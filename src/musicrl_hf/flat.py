@@ -9,7 +9,7 @@ Inside, everything stays [B, K, S]: S decoder steps and K heads of V, never a se
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -189,6 +189,9 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
     scoring_temperature: float = 1.0
     """What logits are divided by in the fused call; the temperature that the clips were sampled with."""
 
+    scored: tuple[str, ...] = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+    """Fields of the fused call's output that are worked out, as of TRL's `add_fused_lm_head`; the others are None."""
+
     @classmethod
     def from_generator(cls, generator: MusicRLForConditionalGeneration) -> "FlatMusicRLForCausalLM":
         """The same weights seen flat: nothing is copied, and training this trains `generator`."""
@@ -217,8 +220,8 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
             use_cache: taken because trainers pass it; a whole clip is scored at once and leaves no cache.
 
         Returns:
-            With `fused_lm_head`, TRL's `FusedCausalLMOutput`: log-probabilities, entropies and so on [B, L - 1] of each
-            next id, 0 where the label is -100, and the mean loss. Without, logits [B, L, K * V] of the next id, in which
+            With `fused_lm_head`, TRL's `FusedCausalLMOutput`: of what `scored` names log-probabilities, entropies and so
+            on [B, L - 1] of each next id, 0 where the label is -100, and the mean loss. Without, logits [B, L, K * V] of the next id, in which
             the other codebooks have (almost) no mass, and the loss where there are labels.
 
         Raises:
@@ -236,19 +239,19 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
             return batch.to_flat(values)[:, 1:].masked_fill(~label_mask, 0)
 
         log_probs = columns(scores.logprobs)
-        delayed = delay_codes(batch.codes, self.config.pad_code, self.config.audio_channels)
-        with torch.no_grad():
-            mean_logits = columns(scores.logits.mean(-1))
-            is_top1 = columns(scores.logits.argmax(-1) == delayed)
-            log_sum_sq_probs = columns((2 * scores.logits.log_softmax(-1)).logsumexp(-1))
+        logits, delayed = scores.logits, delay_codes(batch.codes, self.config.pad_code, self.config.audio_channels)
+        statistics: dict[str, Callable[[], Tensor]] = {
+            "entropy": lambda: scores.entropies,
+            "log_sum_sq_probs": lambda: (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1),
+            "mean_logits": lambda: logits.mean(-1),
+            "is_top1": lambda: logits.argmax(-1) == delayed,
+        }
+        found = {}
+        for name in statistics.keys() & set(self.scored):
+            with torch.set_grad_enabled(name == "entropy" and torch.is_grad_enabled()):
+                found[name] = columns(statistics[name]())
         return FusedCausalLMOutput(
-            loss=-log_probs.sum() / label_mask.sum().clamp(min=1),
-            log_probs=log_probs,
-            entropy=columns(scores.entropies),
-            log_sum_sq_probs=log_sum_sq_probs,
-            mean_logits=mean_logits,
-            is_top1=is_top1,
-            label_mask=label_mask,
+            loss=-log_probs.sum() / label_mask.sum().clamp(min=1), log_probs=log_probs, label_mask=label_mask, **found
         )
 
     def _plain(self, batch: FlatBatch, labels: Tensor | None) -> CausalLMOutput:

@@ -27,6 +27,7 @@ from .codec import AudioCodec
 from .configuration import MusicRLConfig
 from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
+from .likelihood import code_likelihood
 from .places import check_model_type, find_model
 from .sampling import check_sampling, draw_codes
 from .step_decoder import StepDecoder
@@ -245,11 +246,11 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
         text_states = self.encode_text(input_ids, attention_mask)
         hidden, delayed = self.decoder_hidden(codes, text_states, attention_mask)
-        logits = self.codebook_logits(hidden) / temperature
+        logits = self.codebook_logits(hidden)
+        if temperature != 1:
+            logits = logits / temperature
         mask = delayed != self.config.pad_code
-        distribution = logits.log_softmax(-1)
-        chosen = distribution.gather(-1, delayed.clamp(max=self.config.codebook_size - 1)[..., None])[..., 0]
-        entropies = -(distribution.exp() * distribution).sum(-1)
+        chosen, entropies = code_likelihood(logits, delayed.clamp(max=self.config.codebook_size - 1))
         return StepScores(chosen * mask, entropies * mask, mask, logits, hidden)
 
     def step_logprobs(self, codes: Tensor, prompts: Sequence[str], temperature: float = 1.0) -> Tensor:

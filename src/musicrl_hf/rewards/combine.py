@@ -121,6 +121,12 @@ def _standardised(scores: Tensor) -> Tensor:
     return (scores - mean) / (scores.std(-1, keepdim=True, correction=0) + 1e-4)
 
 
+def components_of(reward: CombinedReward, chunks: list[tuple[list[str], Tensor, int]]) -> dict[str, Tensor]:
+    """Each part's scores [B] of all clips of some chunks of (prompts, audio, sampling_rate)."""
+    parts = [reward.components(*chunk) for chunk in chunks]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def move_reward(reward: Reward, device: torch.device) -> None:
     """Move a reward's models, in place; a plain function stays where it is."""
     if isinstance(reward, CombinedReward):

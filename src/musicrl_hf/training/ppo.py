@@ -8,9 +8,8 @@ Left out: an entropy bonus, a KL coefficient that adapts itself, and a reward in
 """
 
 import os
-import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..rewards import CombinedReward, Reward, load_reward, load_rewards
-from ..rewards.combine import move_reward, split_specs
+from ..rewards.combine import components_of, move_reward, split_specs
 from ..rewards.contract import ask_reward
 from . import losses
 from .callbacks import KLBudget, SampleWriter
@@ -33,6 +32,7 @@ from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
 from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
 from .processes import combine_over_processes
+from .seconds import Seconds
 
 
 class MusicPPOTrainer(WholeCheckpoints, Trainer):
@@ -99,11 +99,11 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         others = {name: part for name, part in (watch or {}).items() if name not in self._watched_parts}
         self.watch = CombinedReward(others, timeout_s=parts.timeout_s if parts else 0.0) if others else None
         self.frames = policy.generator.frames_for(args.duration_s)
-        self._micro_batch = 0
+        self._micro_batch, self._kl_weight = 0, 0.0
         self._clips: dict[str, Tensor] = {}
         self._orders: list[Tensor] = []
-        self._kl_weight = 0.0
         self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._seconds = Seconds()
         args.remove_unused_columns = False  # a data set of texts has no columns
         super().__init__(
             model=policy,
@@ -111,7 +111,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             data_collator=list,
             train_dataset=list(train_dataset),
             eval_dataset=None if eval_dataset is None else list(eval_dataset),
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), self._seconds],
         )
         self.anchor.to(self.accelerator.device)
 
@@ -148,6 +148,11 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         self._micro_batch = 0
         return super().train(*args, **kwargs)
 
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """One forward and backward pass, on new clips where the last are used up."""
+        with self._seconds.of("update"):
+            return super().training_step(*args, **kwargs)
+
     def _prepare_inputs(self, inputs: list[str]) -> dict[str, Tensor]:
         """The clips of the next forward pass; samples a new set where the last one is used up."""
         args, per_epoch = self.args, self.micro_batches_per_epoch
@@ -170,7 +175,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
     @torch.no_grad()
     def rollout(self, prompts: list[str]) -> dict[str, Tensor]:
         """Sample a clip for each of B prompts and work out what the updates need; every value is [B, ...]."""
-        args, started = self.args, time.perf_counter()
+        args = self.args
         chunks = [
             slice(i, i + args.local_rollout_forward_batch_size)
             for i in range(0, len(prompts), args.local_rollout_forward_batch_size)
@@ -180,7 +185,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         generator = self.model.generator
         input_ids, attention_mask = generator.text_inputs(prompts)
         random = torch.Generator(args.device).manual_seed(self._rollout_seed())
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._seconds.of("sample"):
             sampled = [
                 generator.sample_codes(
                     input_ids[c], attention_mask[c], self.frames, temperature=args.temperature, generator=random
@@ -225,7 +230,6 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             self._record({"advantage_mean": everyone.mean(), "advantage_std": everyone.std()})
 
         self._record({"reward": gathered.mean(), "reward_std": gathered.std(unbiased=False), **components})
-        self._record({"rollout_s": time.perf_counter() - started})
         return clips
 
     def view(
@@ -284,21 +288,22 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         """
         generator, size = self.model.generator, self.args.local_rollout_forward_batch_size
         length = round(self.args.duration_s * generator.sampling_rate)
-        chunks = [
-            (prompts[i : i + size], generator.decode_codes(codes[i : i + size], length), generator.sampling_rate)
-            for i in range(0, len(prompts), size)
-        ]
-        if isinstance(self.reward, CombinedReward):
-            components = _components(self.reward, chunks)
-            plain = CombinedReward(self.reward.rewards, self.reward.weights)
-            scores = plain.combine(components) if evaluating else combine_over_processes(self.reward, components)
-        else:
-            components = {}
-            scores = torch.cat([ask_reward(self.reward, *chunk) for chunk in chunks])
+        with self._seconds.of("decode"):
+            chunks = [
+                (prompts[i : i + size], generator.decode_codes(codes[i : i + size], length), generator.sampling_rate)
+                for i in range(0, len(prompts), size)
+            ]
+        with self._seconds.of("score"):
+            if isinstance(self.reward, CombinedReward):
+                components = components_of(self.reward, chunks)
+                plain = CombinedReward(self.reward.rewards, self.reward.weights)
+                scores = plain.combine(components) if evaluating else combine_over_processes(self.reward, components)
+            else:
+                components, scores = {}, torch.cat([ask_reward(self.reward, *chunk) for chunk in chunks])
         means = {f"reward/{name}": values.mean() for name, values in components.items()}
         if evaluating:
             watched = {name: components[name] for name in self._watched_parts}
-            watched |= _components(self.watch, chunks) if self.watch is not None else {}
+            watched |= components_of(self.watch, chunks) if self.watch is not None else {}
             means |= {f"watch/{name}": values.mean() for name, values in watched.items()}
         return scores.to(codes.device), means
 
@@ -337,13 +342,14 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
 
-    def _record(self, metrics: dict[str, Tensor | float]) -> None:
+    def _record(self, metrics: Mapping[str, Tensor | float]) -> None:
         for name, value in metrics.items():
             self._metrics[name].append(float(value.detach() if isinstance(value, Tensor) else value))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what was recorded since the last line, the mean over steps and processes."""
+        """Add what was recorded since the last line, the mean over steps and processes; and where the seconds since then went."""
         if "loss" in logs:
+            self._record(self._seconds.taken())
             means = torch.tensor([sum(values) / len(values) for values in self._metrics.values()])
             means = self.accelerator.reduce(means.to(self.args.device), "mean")
             logs = {**logs, **dict(zip(self._metrics, means.tolist()))}
@@ -392,9 +398,3 @@ def run_ppo(job: PPOJob) -> Path:
     trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks, watch)
     method = "PPO" if job.objective == "ppo" else "REINFORCE with a value baseline"
     return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)
-
-
-def _components(reward: CombinedReward, chunks: list[tuple[list[str], Tensor, int]]) -> dict[str, Tensor]:
-    """Each part's scores [B] of all clips of the chunks."""
-    parts = [reward.components(*chunk) for chunk in chunks]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

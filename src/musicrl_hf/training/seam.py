@@ -56,8 +56,10 @@ def native_scoring(trl_module: str, reference: Callable[[], FlatMusicRLForCausal
         vars(module).update(stock)
 
 
-def _keep_native_head(model: FlatMusicRLForCausalLM, temperature: float = 1.0, **_: Any) -> None:
-    model.scoring_temperature = temperature
+def _keep_native_head(
+    model: FlatMusicRLForCausalLM, temperature: float = 1.0, outputs: tuple[str, ...] = ("log_probs",), **_: Any
+) -> None:
+    model.scoring_temperature, model.scored = temperature, outputs
 
 
 def prepare_generator(
