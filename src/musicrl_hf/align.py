@@ -60,7 +60,8 @@ class AlignJob:
     normalise: str = _option("none", "how `r` combines adherence and quality, as `musicrl ppo --normalise` takes it")
     learning_rate: float = _option(2e-4, "of the PPO runs")
     lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
-    # The costs of a nat follow the rewards' spread: about .07 for adherence and quality, .4 for the preference reward.
+    # The costs of a nat follow the rewards' spread: about .07 for adherence and quality as they are, .7 for their sum with
+    # "normalise_then_sum", .4 for the preference reward.
     kl_coef: float = _option(0.002, "reward lost a nat of KL to the model, on adherence and quality")
     preference_kl_coef: float = _option(0.01, "the same on the preference reward")
     rounds: int = _option(1, "2 collects again, from `ru`, and tunes it on what was learned from both rounds' votes")
