@@ -8,7 +8,7 @@ backward pass over as many clips and a step of AdamW, neither its first. Of seve
 of a process of their own, on top of the weights and, for a step, of AdamW's means.
 
 Beside each stands what arithmetic says: for seconds `operations`, on a line through the first point; for memory `numbers`, four
-bytes each. Leaves benchmarks/results/growth.json; `--draw` draws growth.svg beside it, with matplotlib.
+bytes each, of which one constant is fitted. Leaves benchmarks/results/growth.json; `--draw` draws growth.svg beside it, with matplotlib.
 """
 
 import argparse
@@ -73,8 +73,8 @@ class Point:
 
     def numbers(self, kind: str) -> float:
         """Floats that are held. Sampling: keys and values, and a second copy of the weights, whose layout is faster to read.
-        A step: gradients, and for each position what the backward pass needs, about 24 H a layer (8 of them of the feed-forward
-        layer), and logits and their gradient."""
+        A step: gradients, and for each position what the backward pass needs, 24 H a layer, and logits and their gradient. The 24
+        is fitted to the measured batch of 16: counting the tensors of a layer gave 20 and attention's copies, first taken as 34."""
         positions = self.batch * self.steps
         if kind == "sampling":
             return 2 * self.layers * positions * self.width + self.weights
@@ -265,7 +265,8 @@ def main() -> None:
     base = Point()
     what = (
         f"Growth of sampling and of a training step (random weights, {base.layers} layers of {base.width}, {base.duration_s:g} s, "
-        f"{base.batch} clips, {base.codebooks} codebooks where nothing else is said); in brackets what arithmetic says "
+        f"{base.batch} clips, {base.codebooks} codebooks where nothing else is said); in brackets what arithmetic says, "
+        "for a step's memory with one constant fitted to the batch of 16 "
         "([plot](benchmarks/results/growth.svg), [to 64 GPUs](benchmarks/SCALING.md))"
     )
     rows = [row_of(axis, points) for axis, points in measured.items()]

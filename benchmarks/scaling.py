@@ -183,6 +183,9 @@ def page() -> str:
     batch = found["measured"]["batch"]
     length = found["measured"]["clip length"]
     by_length = length[-1]["step"]["s"] / length[0]["step"]["s"]
+    off = max(
+        point["step"]["line_mb"] / point["step"]["mb"] for points in found["measured"].values() for point in points
+    )
     by_batch = batch[-1]["sampling"]["s"] / batch[0]["sampling"]["s"]
     small, large = SIZES
     full = large.memory(False)
@@ -204,8 +207,9 @@ that is, and in brackets how many times the operations are; of memory in bracket
   one. A decoder step costs a fixed time, of which the clips that share it take a part each. On a GPU this goes further still.
 * **A training step** has all positions at once and follows its operations: linear in the batch, and {by_length:.1f} times for clips six
   times as long, for attention compares all positions with all (the line counts the whole square; half of it is masked).
-* **Memory** of a step is what the backward pass keeps, linear in batch and length; gradients come while that goes. Sampling holds
-  keys and values and, on x86 CPUs, a second copy of the weights.
+* **Memory** of a step is what the backward pass keeps, linear in batch and length; gradients come while that goes. Its line is no
+  prediction at 16 clips: the 24 H that a layer keeps of a position were fitted there, from 34 at first, and what they are worth shows
+  in the other rows, where they are up to {off:.1f} times too many. Sampling holds keys and values and, on x86 CPUs, a second copy of the weights.
 
 ## What is assumed
 
@@ -219,7 +223,7 @@ that is, and in brackets how many times the operations are; of memory in bracket
   GPUs share without a word to each other.
 * PPO under DDP with `bf16`: weights, gradients and AdamW in float32 (4 + 4 + 8 bytes a trained number), the anchor in float32 (with
   LoRA it is the base, and costs nothing), matrices multiplied in bfloat16, of which a copy is held. Activations are checkpointed: one H a layer and position,
-  a layer's 24 H, both in bfloat16, and three of [K, V] in float32 (logits, their gradient, the anchor's), for {MICRO_BATCH} clips at a time.
+  a layer's 24 H (fitted, see above), both in bfloat16, and three of [K, V] in float32 (logits, their gradient, the anchor's), for {MICRO_BATCH} clips at a time.
 * Each GPU samples {CLIPS} clips of {CLIP_S:g} s, {small.point.steps} decoder steps, in bfloat16, and passes over them once. Gradients are
   reduced once an iteration, in float32, in a ring, while nothing else runs: a worst case, for DDP reduces while it computes.
 
