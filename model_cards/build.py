@@ -122,6 +122,8 @@ def adapter_record(name: str) -> Record:
         limits=TUNED_LIMITS,
         clips=_results("judge")["clips"],
         command=found["runs"][f"align_{seed}"]["command"],
+        date=found["date"],
+        hardware=found["hardware"],
     )
 
 
@@ -140,6 +142,8 @@ def record(name: str) -> Record:
     Raises:
         FileNotFoundError: a recipe has not been run.
     """
+    if name in ADAPTERS:
+        return adapter_record(name)
     corpus, clips = _results("corpus"), _results("render")["train"]
     stages = [_results(stage) for stage in STAGES[name]]
     measured = {
@@ -200,7 +204,7 @@ def _results(stage: str) -> dict:
 
 def main() -> None:
     for name in BUNDLED:
-        write_record(CHECKPOINTS / name, adapter_record(name) if name in ADAPTERS else record(name))
+        write_record(CHECKPOINTS / name, record(name))
         card = bundled_card(name)
         with atomic_path(HERE / f"{name}.md") as temporary:
             temporary.write_text(card, encoding="utf-8")

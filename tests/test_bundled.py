@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
-from musicrl_hf import bundled
+from musicrl_hf import bundled, load_generator
 from musicrl_hf.bundled import BUNDLED, check_safetensors, check_weights, refuse_pickle, resolve
 
 
@@ -53,8 +54,19 @@ def test_every_bundled_name_leads_to_a_checkpoint_that_ships():
     assert BUNDLED
     for name in BUNDLED:
         folder = Path(resolve(name))
-        assert (folder / "config.json").is_file()
+        assert (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
         assert list(folder.glob("*.safetensors")), f"{folder} holds no weights"
+
+
+def test_a_bundled_adapter_is_merged_into_the_bundled_model_under_it():
+    """RU lies on R, and R on the base: each has weights of its own, and the codec is the base's."""
+    names = ("musicrl-tiny", "musicrl-tiny-r", "musicrl-tiny-u", "musicrl-tiny-ru")
+    weights = [load_generator(name).state_dict() for name in names]
+    key = "decoder.model.decoder.layers.0.self_attn.q_proj.weight"
+    assert len({state[key].numpy().tobytes() for state in weights}) == len(names)
+    codec = [key for key in weights[0] if key.startswith("audio_encoder.")]
+    assert codec
+    assert all(torch.equal(state[key], weights[0][key]) for state in weights for key in codec)
 
 
 def test_every_folder_of_checkpoints_has_a_name():

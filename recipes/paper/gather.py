@@ -10,7 +10,7 @@ import argparse
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -183,12 +183,13 @@ def methods_table(work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rewards_table(work: Path) -> dict[str, Any]:
-    """Held-out accuracy of each preference reward, by seed and by ablation."""
+def rewards_table(work: Path, seeds: Iterable[int]) -> dict[str, Any]:
+    """Held-out accuracy of each preference reward, by seed (of these) and by ablation."""
     found: dict[str, Any] = {"by_seed": {}, "ablations": {}}
-    for path in sorted(work.glob("seed_*/preference*/result.json")):
-        name = f"{path.parents[1].name.removeprefix('seed_')}{path.parent.name.removeprefix('preference') and ' second round'}"
-        found["by_seed"][name] = _reward(path)
+    for seed in seeds:
+        for path in sorted((work / f"seed_{seed}").glob("preference*/result.json")):
+            name = f"{seed}{path.parent.name.removeprefix('preference') and ' second round'}"
+            found["by_seed"][name] = _reward(path)
     for path in sorted(work.glob("rewards/*/result.json")):
         found["ablations"][path.parent.name] = _reward(path)
     return found
@@ -220,13 +221,18 @@ def main() -> None:
     folders = seeds_of(args.work)
     judged = args.work / "judged.json"
     runs = {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "runs").glob("*.json"))}
+    for run in runs.values():  # as `make paper` calls them, wherever this computer kept them
+        run["command"] = run["command"].replace(str(args.work), "build/paper")
+    made = json.loads((next(iter(folders.values())).parent / "u" / "result.json").read_text())
     found = {
         "listeners": LISTENER_VERSION,
         "recipes": sorted({run["command"].split()[3] for run in runs.values() if " align " in run["command"]}),
         "seeds": list(folders),
+        "date": made["date"],
+        "hardware": made["hardware"],
         **compared(folders),
         "methods": methods_table(args.work),
-        "rewards": rewards_table(args.work),
+        "rewards": rewards_table(args.work, folders),
         "curves": {
             name: curve(args.work / "curves" / name)
             for name in ("one", "ensemble")

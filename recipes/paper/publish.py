@@ -62,8 +62,8 @@ def main() -> None:
     for name, base in BASES.items():
         target = CHECKPOINTS / f"musicrl-tiny-{name}"
         print(f"{target.name}: {publish(first / name, target, base) / 1e6:.2f} MB")
-    write_manifest()  # a bundled base is compared with it as it is loaded
     for name in BASES:
+        write_manifest()  # which a bundled base is compared with as it is loaded
         write_clips(CHECKPOINTS / f"musicrl-tiny-{name}")
     print(write_manifest())
 

@@ -26,6 +26,9 @@ BUNDLED: dict[str, str] = {
     "musicrl-tiny": "text-to-music generator of the MusicGen architecture",
     "musicrl-tiny-adherence": "CLAP-architecture model of text and sound, for the adherence reward",
     "musicrl-tiny-quality": "reference-free predictor of the mean opinion score, for the quality reward",
+    "musicrl-tiny-r": "adapter on musicrl-tiny, tuned on adherence and quality",
+    "musicrl-tiny-u": "adapter on musicrl-tiny, tuned on what simulated listeners prefer",
+    "musicrl-tiny-ru": "adapter on musicrl-tiny-r, tuned on what simulated listeners prefer",
 }
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")

@@ -118,7 +118,7 @@ def find_model(
         FileNotFoundError: no such folder here, and the Hub does not give it.
     """
     name = str(name_or_path)
-    offered = [bundled for bundled in BUNDLED if model_type_of(CHECKPOINTS / bundled) == wanted]
+    offered = [bundled for bundled in BUNDLED if _would_do(CHECKPOINTS / bundled, wanted)]
     source = resolve(name, argument, offered)
     if not os.path.isdir(source):
         bundled = f" or a bundled name ({', '.join(offered)})" if offered else ""
@@ -133,6 +133,11 @@ def find_model(
     else:
         check_model_type(source, wanted, argument)
     return source
+
+
+def _would_do(folder: Path, wanted: str) -> bool:
+    is_adapter = (folder / "adapter_config.json").is_file()
+    return model_type_of(folder) == wanted or wanted == "musicgen" and is_adapter
 
 
 def base_of_adapter(folder: str | Path) -> str:
