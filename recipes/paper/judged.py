@@ -2,7 +2,8 @@
 
     python recipes/paper/judged.py --work build/paper --recipe_work build/tiny
 
-`--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json.
+`--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json; what is in it is kept, so
+remove it where systems or judges have changed.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the recipe's stages, which are scripts
 import numpy as np
 import torch
-from common import SAMPLING_RATE, load_clips, say, to_float, write_json
+from common import SAMPLING_RATE, load_clips, read_json, say, to_float, write_json
 from judge import choose_prompts, figures, sample
 from judges import JUDGED_S, Judges
 
@@ -39,24 +40,24 @@ def main() -> None:
     others = half + order.permutation(half)[: args.prompts]
     rows, prompts = [rows[i] for i in chosen], choose_prompts([rows[i] for i in chosen])
     reference = judges.hear(to_float(clips[others, : JUDGED_S * SAMPLING_RATE]))["embedding"]
+    path = args.work / "judged.json"
     found: dict = {"prompts": len(prompts), "guidance_scale": 1.0, "seconds": JUDGED_S, "seeds": {}}
-    base = None
+    if path.exists():
+        found["seeds"] = read_json(path)["seeds"]
     for seed in args.seeds:
         folder = args.work / f"seed_{seed}"
-        found["seeds"][seed] = {}
+        heard = found["seeds"].setdefault(str(seed), {})
         for name in SYSTEMS:
-            if name != "base" and not (folder / name).is_dir():
+            if name in heard or (name != "base" and not (folder / name).is_dir()):
                 continue
-            if name == "base" and base is not None:
-                found["seeds"][seed][name] = base
+            if name == "base" and len(found["seeds"]) > 1:  # the same for all seeds
+                heard[name] = next(iter(found["seeds"].values()))[name]
                 continue
             say(f"seed {seed}, {name}")
             model = load_generator("musicrl-tiny" if name == "base" else str(folder / name))
             audio = sample(model, prompts, guidance=1.0, seed=seed)
-            found["seeds"][seed][name] = figures(judges.hear(audio), rows, prompts, reference)
-            if name == "base":
-                base = found["seeds"][seed][name]
-    write_json(args.work / "judged.json", found)
+            heard[name] = figures(judges.hear(audio), rows, prompts, reference)
+        write_json(path, found)
 
 
 if __name__ == "__main__":
