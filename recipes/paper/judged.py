@@ -1,5 +1,7 @@
 """What the recipe's judges, by which nothing was trained or tuned, say of each system: instrument, tempo, key, faults.
 
+Beside them two panels of simulated listeners that no run votes or compares with, one of them of another mix of tastes.
+
     python recipes/paper/judged.py --work build/paper --recipe_work build/tiny
 
 `--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json; what is in it is kept, so
@@ -18,6 +20,7 @@ from judge import choose_prompts, figures, sample
 from judges import JUDGED_S, Judges
 
 from musicrl_hf import load_generator
+from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
 
@@ -57,6 +60,8 @@ def main() -> None:
             model = load_generator("musicrl-tiny" if name == "base" else str(folder / name))
             audio = sample(model, prompts, guidance=1.0, seed=seed)
             heard[name] = figures(judges.hear(audio), rows, prompts, reference)
+            for panel in (panel_taste, other_taste):
+                heard[name][panel.__name__] = round(float(panel(prompts, audio[:, None], SAMPLING_RATE).mean()), 3)
         write_json(path, found)
 
 

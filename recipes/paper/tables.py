@@ -29,6 +29,8 @@ JUDGED = {
     "key_neighbour": "key or neighbour",
 }
 
+PANELS = ("panel_taste", "other_taste")  # simulated, of listeners who take no part in a run
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
@@ -145,8 +147,10 @@ def judged(found: dict[str, Any]) -> str:
         for name, row in heard.items():
             shares = [percent(row[key]["share"]) if row[key] else "" for key in JUDGED]
             faults = ", ".join(str(row["faulty_clips"][fault]) for fault in ("silent", "clipped", "stuck"))
-            rows.append([NAMES[name], seed, *shares, faults, f"{row['frechet_distance']:.0f}"])
-    return table(["", "seed", *JUDGED.values(), "silent, clipped, stuck", "Frechet distance"], rows)
+            panels = [f"{row[panel]:.2f}" if panel in row else "" for panel in PANELS]
+            rows.append([NAMES[name], seed, *shares, faults, f"{row['frechet_distance']:.0f}", *panels])
+    panels = [REWARDS[panel] for panel in PANELS]
+    return table(["", "seed", *JUDGED.values(), "silent, clipped, stuck", "Frechet distance", *panels], rows)
 
 
 def draw_curves(found: dict[str, Any]) -> list[str]:
