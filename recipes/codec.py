@@ -10,7 +10,7 @@ gives codebooks. Three stages, by share of the time:
 2. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 5 of the recipe can begin
    beside it, and more minutes for the decoder later leave the generator valid;
 3. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first,
-   and with an ear (ear.py).
+   and with ears (ear.py). Instruments whose spectra come out worse are played more often.
 
 What it leaves out: EnCodec's entropy coder and its own strides (8 5 4 2), which from random weights do not leave silence in
 this time on a CPU.
@@ -24,7 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from classifier import instruments_kept
-from codec_losses import ReconstructionLoss, adversarial_loss, balanced_backward, discriminator_loss, freeze
+from codec_losses import (
+    TRAINED_FLOOR,
+    ReconstructionLoss,
+    adversarial_loss,
+    balanced_backward,
+    discriminator_loss,
+    freeze,
+)
 from codec_measures import evaluate
 from codec_start import start_from_cosines
 from common import (
@@ -45,7 +52,7 @@ from common import (
     write_json,
 )
 from ear import MINUTES as EAR_MINUTES
-from ear import Ear, load_or_train_ear
+from ear import Ears, load_or_train_ears
 from elu import use_fast_elu
 from encodec import EncodecModel as EncodecPackageModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
@@ -53,13 +60,13 @@ from encodec.msstftd import MultiScaleSTFTDiscriminator
 from encodec.quantization import ResidualVectorQuantizer
 from judges import JUDGED_S, Judges
 from measures import signal_to_noise_db
+from mining import Mining
 from quantiser import initialise_codebooks, quantise
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
 
 DIMENSION, N_FILTERS, RATIOS = 128, 32, [1, 20, 16]  # a last stage at the frame rate, 256 wide
 BANDWIDTH = N_CODEBOOKS * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000  # kbit/s
-CROP = 6400  # samples, 0.4 s
 STAGES = (
     ("quantised", 0.0),
     ("decoder", 0.5),
@@ -67,13 +74,18 @@ STAGES = (
 )  # share of time at the start
 STAGE_ORDER = {"start": -1} | {name: index for index, (name, _) in enumerate(STAGES)}
 FROZEN_STAGES = ("decoder", "adversarial")  # encoder and codebooks stay
-BATCH = {"quantised": 8, "decoder": 8, "adversarial": 4}  # crops a step
+CROP = {
+    "quantised": 6400,
+    "decoder": 6400,
+    "adversarial": 12_800,
+}  # samples: .4 s, and more for an ear to hear a note end
+BATCH = {"quantised": 8, "decoder": 8, "adversarial": 2}  # crops a step
 LEARNING_RATE, WARMUP_STEPS = (1e-3, 3e-5), 200  # at the start, at the end of the cosine
 COMMITMENT = 0.25
 LOG_MEL_WEIGHT = (0.1, 2.0)  # at the start, at the end: first the notes, then the timbre
 DISCRIMINATOR_FILTERS, DISCRIMINATOR_RATE = 8, 3e-4
-DISCRIMINATOR_ALONE, ADVERSARIAL_SHARE = 400, 1.0  # steps; share of the reconstruction's gradient
-EAR_SHARE = 2.0  # likewise
+DISCRIMINATOR_EVERY, DISCRIMINATOR_ALONE = 2, 400  # steps: it learns in every second, and alone in the first
+ADVERSARIAL_SHARE, EAR_SHARE = 1.0, 2.0  # of the length of the reconstruction's gradient
 SAVE_EVERY_S = 120
 MEASURED_CLIPS = 60
 INSTRUMENT_CLIPS = 288  # each instrument with each accompaniment and tempo once
@@ -124,11 +136,11 @@ def begin_stage(args, model: EncodecPackageModel, stage: str, clips: np.ndarray,
     """What has to be done once: k-means for the codebooks, or a first conversion when the codes are what they will be."""
     if stage == "quantised":
         n_batches = 2 if args.tiny else 15
-        start_from_cosines(model, RATIOS, random_crops(clips, 200, CROP * 2, rng)[0])
+        start_from_cosines(model, RATIOS, random_crops(clips, 200, CROP[stage] * 2, rng)[0])
         with torch.no_grad():
-            crops = [random_crops(clips, 40, CROP * 2, rng)[0] for _ in range(n_batches)]
+            crops = [random_crops(clips, 40, CROP[stage] * 2, rng)[0] for _ in range(n_batches)]
             latents = torch.cat([model.encoder(c[:, None]).transpose(1, 2).reshape(-1, DIMENSION) for c in crops])
-        initialise_codebooks(model, latents, BATCH[stage] * CROP // math.prod(RATIOS))
+        initialise_codebooks(model, latents, BATCH[stage] * CROP[stage] // math.prod(RATIOS))
         say(f"codebooks initialised from {len(latents)} latents")
     if stage == "decoder":
         parity = convert(model.eval(), args.work / "codec", to_float(clips[:1])[None])
@@ -142,13 +154,13 @@ def decode_crops(model: EncodecPackageModel, wave: Tensor, stage: str) -> tuple[
     with torch.set_grad_enabled(not is_frozen):
         latents = model.encoder(wave[:, None])
         latents, commitment = quantise(model, latents, update=not is_frozen)
-    return model.decoder(latents)[:, 0, :CROP], commitment
+    return model.decoder(latents)[:, 0, : wave.shape[1]], commitment
 
 
-def adversarial_step(
+def train_discriminator(
     discriminator: nn.Module, optimizer: torch.optim.Optimizer, wave: Tensor, output: Tensor
-) -> Tensor:
-    """Train the discriminator on one batch, and return what the decoder is to minimise."""
+) -> None:
+    """One step of the discriminator on waves and what the codec made of them [B, T]."""
     freeze(discriminator, False)
     logits, _ = discriminator(torch.cat([wave, output.detach()])[:, None])
     halves = [scale.chunk(2) for scale in logits]
@@ -156,13 +168,17 @@ def adversarial_step(
     discriminator_loss([real for real, _ in halves], [fake for _, fake in halves]).backward()
     optimizer.step()
     freeze(discriminator, True)
+
+
+def opinion(discriminator: nn.Module, wave: Tensor, output: Tensor) -> Tensor:
+    """What the decoder is to minimise: `adversarial_loss` of waves and outputs [B, T]."""
     with torch.no_grad():
         _, real_features = discriminator(wave[:, None])
     fake, fake_features = discriminator(output[:, None])
     return adversarial_loss(fake, real_features, fake_features)
 
 
-def train(args, model: EncodecPackageModel, clips: np.ndarray, ear: Ear) -> dict:
+def train(args, model: EncodecPackageModel, clips: np.ndarray, rows: list[dict], ears: Ears) -> dict:
     """Train until `args.minutes` are spent, over all restarts."""
     parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE[0], betas=(0.8, 0.95), weight_decay=1e-4)
@@ -175,6 +191,7 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray, ear: Ear) -> dict
     if progress["step"]:
         say(f"resumed at step {progress['step']}, {progress['seconds'] / 60:.1f} min")
     rng = np.random.default_rng([args.seed, progress["step"]])
+    mining = Mining([row["instrument"] for row in rows], progress.get("mel_distances", {}))
     criterion, losses, ratios = ReconstructionLoss(), [], []
     budget, saved_at, told_at = Budget(args.minutes, progress["seconds"]), time.time(), time.time()
     while budget.done < 1:
@@ -186,17 +203,23 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray, ear: Ear) -> dict
         progress["stage"] = stage
         rate = LEARNING_RATE[1] + (LEARNING_RATE[0] - LEARNING_RATE[1]) * budget.decay()
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
-        wave, _ = random_crops(clips, BATCH[stage], CROP, rng)
+        chosen = mining.choose(BATCH[stage], rng) if stage == "adversarial" else None
+        wave, chosen = random_crops(clips, BATCH[stage], CROP[stage], rng, chosen)
         output, commitment = decode_crops(model, wave, stage)
         mel_weight = LOG_MEL_WEIGHT[0] + (LOG_MEL_WEIGHT[1] - LOG_MEL_WEIGHT[0]) * done
         loss = criterion(wave, output, mel_weight) + COMMITMENT * commitment
         optimizer.zero_grad()
         if stage == "adversarial":
-            adversarial = adversarial_step(discriminator, opponent, wave, output)
             # The discriminator learns alone at first: an untrained one only adds noise to the decoder's gradient.
             is_alone = progress["steps"][stage] < DISCRIMINATOR_ALONE
-            shares = [(adversarial, 0.0 if is_alone else ADVERSARIAL_SHARE), (ear.distance(wave, output), EAR_SHARE)]
-            balanced_backward(output, loss, shares)
+            if is_alone or progress["step"] % DISCRIMINATOR_EVERY == 0:
+                train_discriminator(discriminator, opponent, wave, output)
+            share = 0.0 if is_alone else ADVERSARIAL_SHARE
+            others = [(opinion(discriminator, wave, output), share), (ears.distance(wave, output), EAR_SHARE)]
+            balanced_backward(output, loss, others)
+            with torch.no_grad():
+                for clip, target, made in zip(chosen, wave, output, strict=True):
+                    mining.learn(clip, float(criterion.mel_distance(target[None], made[None], TRAINED_FLOOR)))
         else:
             loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -204,7 +227,7 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray, ear: Ear) -> dict
         losses.append(loss.item())
         ratios.append(signal_to_noise_db(wave.numpy(), output.detach().numpy()))
         progress["steps"][stage] += 1
-        progress |= {"step": progress["step"] + 1, "seconds": budget.seconds}
+        progress |= {"step": progress["step"] + 1, "seconds": budget.seconds, "mel_distances": mining.distances}
         if time.time() - told_at > 30:
             told_at = time.time()
             say(
@@ -288,8 +311,8 @@ def main() -> None:
     clips, rows = load_clips(args.work, "train")
     model = build()
     model.train()
-    ear = load_or_train_ear(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
-    progress = train(args, model, clips, ear)
+    ears = load_or_train_ears(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
+    progress = train(args, model, clips, rows, ears)
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])

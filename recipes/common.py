@@ -86,9 +86,12 @@ def to_float(clips: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(clips.astype(np.float32) / 32767.0)
 
 
-def random_crops(clips: np.ndarray, size: int, n_samples: int, rng: np.random.Generator) -> tuple[torch.Tensor, list]:
-    """`size` crops [B, n_samples] from random places of random clips, and the indices of those clips."""
-    chosen = rng.integers(len(clips), size=size)
+def random_crops(
+    clips: np.ndarray, size: int, n_samples: int, rng: np.random.Generator, chosen: np.ndarray | None = None
+) -> tuple[torch.Tensor, list[int]]:
+    """`size` crops [B, n_samples] from random places of the clips `chosen` [B] (random ones), and those clips' indices."""
+    if chosen is None:
+        chosen = rng.integers(len(clips), size=size)
     starts = rng.integers(clips.shape[1] - n_samples + 1, size=size)
     crops = np.stack([clips[i, s : s + n_samples] for i, s in zip(chosen, starts, strict=True)])
     return to_float(crops), chosen.tolist()

@@ -1,7 +1,9 @@
-"""An ear for the codec's decoder: what a classifier of instruments hears in its layers, compared before and after the codec.
+"""Ears for the codec's decoder: what classifiers of instruments hear in their layers, compared before and after the codec.
 
-It is of the judges' kind (classifier.py) but trained on training clips, from other random weights: the judges take no part.
-(Losses on a trained network's features are called perceptual: Johnson et al. 2016, arXiv:1603.08155.)
+They are of the judges' kind (classifier.py) but trained on training clips, from other random weights: the judges take no
+part. (Losses on a trained network's features are called perceptual: Johnson et al. 2016, arXiv:1603.08155.) There are
+several, because a decoder learns to please one: what the only ear took for a tin whistle in 9 of 10 decoded clips, the
+judges took for a music box.
 """
 
 from pathlib import Path
@@ -14,8 +16,9 @@ from judges import train_classifier
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-MINUTES, N_CLIPS = 4, 4_032  # of training; of the training clips, every third
-SEED_SHIFT = 1  # of the run's seed: other weights than the judges'
+N_EARS = 4
+MINUTES, N_CLIPS = 4, 4_032  # of training, each; of the training clips, every third, from another one for each ear
+SEED_SHIFT = 1  # of the run's seed, for the first ear: other weights than the judges'
 
 
 class Ear(nn.Module):
@@ -55,16 +58,33 @@ class Ear(nn.Module):
         )
 
 
-def load_or_train_ear(work: Path, clips: np.ndarray, rows: list[dict], seed: int, minutes: float = MINUTES) -> Ear:
-    """The ear of a work folder, trained on int16 clips [N, T] where there is none yet."""
-    path = work / "ear_weights.safetensors"
-    classifier = Classifier()
-    if path.exists():
-        classifier.load_state_dict(load_file(path))
-    else:
-        some = np.linspace(0, len(clips) - 1, min(N_CLIPS, len(clips))).astype(int)
-        train_classifier(
-            work / "ear_training", classifier, clips[some], [rows[i] for i in some], minutes, seed + SEED_SHIFT
-        )
-        save_file(classifier.state_dict(), path)
-    return Ear(classifier)
+class Ears(nn.Module):
+    """Several ears, whose distances are averaged."""
+
+    def __init__(self, ears: list[Ear]) -> None:
+        super().__init__()
+        self.ears = nn.ModuleList(ears)
+
+    def distance(self, target: Tensor, output: Tensor) -> Tensor:
+        """The mean of what `Ear.distance` says of two waves [B, T]."""
+        return torch.stack([ear.distance(target, output) for ear in self.ears]).mean()
+
+
+def load_or_train_ears(
+    work: Path, clips: np.ndarray, rows: list[dict], seed: int, minutes: float = MINUTES, n_ears: int = N_EARS
+) -> Ears:
+    """The ears of a work folder, those that it lacks trained on int16 clips [N, T] with these facts."""
+    ears = []
+    for number in range(n_ears):
+        path, classifier = work / f"ear_{number}_weights.safetensors", Classifier()
+        if path.exists():
+            classifier.load_state_dict(load_file(path))
+        else:
+            some = np.linspace(0, len(clips) - 1, min(N_CLIPS, len(clips))).astype(int)
+            some = (some + number) % len(clips)
+            facts = [rows[i] for i in some]
+            training, ear_seed = work / f"ear_{number}_training", seed + SEED_SHIFT + number
+            train_classifier(training, classifier, clips[some], facts, minutes, ear_seed)
+            save_file(classifier.state_dict(), path)
+        ears.append(Ear(classifier))
+    return Ears(ears)

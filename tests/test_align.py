@@ -93,6 +93,7 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
         ppo_batch_size=4,
         clips_per_prompt=2,
         normalise="normalise_then_sum",
+        ru_adherence=0.5,
         lora_r=2,
         rounds=2,
     )
@@ -104,7 +105,17 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
     assert not set(votes["chosen_seed"]) & set(more["chosen_seed"])
     settings = {name: json.loads((out / name / "result.json").read_text())["config"] for name in ("r", "u", "ru")}
     assert {name: config["num_generations"] for name, config in settings.items()} == {"r": 2, "u": 2, "ru": 2}
-    assert [settings[name]["normalise"] for name in ("r", "u")] == ["normalise_then_sum", "none"]
+    combined = "normalise_then_sum"
+    assert {name: config["normalise"] for name, config in settings.items()} == {
+        "r": combined,
+        "u": "none",
+        "ru": combined,
+    }
+    assert settings["u"]["reward"] == [f"preference:{out / 'preference'}"]
+    assert settings["ru"]["reward"] == [f"preference:{out / 'preference'}", "0.5*test_align:loudness"]
+    ru2 = json.loads((out / "ru2" / "result.json").read_text())["config"]
+    assert ru2["reward"] == [f"preference:{out / 'preference2'}", "0.5*test_align:loudness"]
+    assert {name: config["kl_coef"] for name, config in settings.items()} == {"r": 0.002, "u": 0.01, "ru": 0.002}
     result = json.loads((out / "evaluation2" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru", "ru2"]
     assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
@@ -128,7 +139,15 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("panel", 0), ("ppo_steps", 0), ("duration_s", 31.0), ("rounds", 3), ("normalise", "mean")]
+    ("field", "value"),
+    [
+        ("panel", 0),
+        ("ppo_steps", 0),
+        ("duration_s", 31.0),
+        ("rounds", 3),
+        ("normalise", "mean"),
+        ("ru_adherence", -1.0),
+    ],
 )
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .*got {value!r}"):

@@ -42,15 +42,40 @@ def test_the_ear_hears_no_difference_where_there_is_none_and_learns_nothing_itse
     assert all(p.grad is None for p in ear.parameters())
 
 
-def test_the_ear_is_trained_once_from_other_weights_than_the_judges(recipe, tmp_path):
+def test_the_ears_are_trained_once_from_other_weights_than_each_other(recipe, tmp_path):
     ear_module, captions = recipe("ear"), recipe("captions")
     rng = np.random.default_rng(0)
     clips = rng.integers(-3000, 3000, (4, 96_000), dtype=np.int16)
     rows = [{"instrument": name, "backing": "none"} for name in list(captions.INSTRUMENTS)[:4]]
-    first = ear_module.load_or_train_ear(tmp_path, clips, rows, seed=0, minutes=0.01)
-    again = ear_module.load_or_train_ear(tmp_path, clips[:0], [], seed=0)
-    wave = torch.randn(1, 6400)
-    assert torch.equal(first.features(wave)[1], again.features(wave)[1])
+    first = ear_module.load_or_train_ears(tmp_path, clips, rows, seed=0, minutes=0.01, n_ears=2)
+    again = ear_module.load_or_train_ears(tmp_path, clips[:0], [], seed=0, n_ears=2)
+    wave, other = torch.randn(1, 6400), torch.randn(1, 6400)
+    heard = [ear.features(wave)[1] for ear in first.ears]
+    assert torch.equal(heard[0], again.ears[0].features(wave)[1])
+    assert torch.equal(
+        heard[1], again.ears[1].features(wave)[1]
+    )
+    assert not torch.allclose(heard[0], heard[1])
+    distances = [ear.distance(wave, other).item() for ear in first.ears]
+    assert first.distance(wave, other).item() == pytest.approx(sum(distances) / 2)
+
+
+def test_instruments_that_come_out_worse_are_played_more_often(recipe):
+    """Distances 1 and 2, squared: 1 in 5 and 4 in 5 of the clips. An instrument without a clip is not chosen."""
+    mining = recipe("mining").Mining(["flute", "harp", "flute", "flute"], {"harp": 2.0, "cello": 9.0})
+    chosen = mining.choose(5000, np.random.default_rng(0))
+    assert np.mean(chosen == 1) == pytest.approx(0.8, abs=0.02)
+    assert set(chosen.tolist()) == {0, 1, 2, 3}
+    mining.learn(1, 1.0)
+    assert mining.distances == pytest.approx({"flute": 1.0, "harp": 0.99 * 2.0 + 0.01})
+
+
+def test_crops_come_from_the_clips_that_were_chosen(recipe):
+    clips = np.arange(4, dtype=np.int16)[:, None] * np.ones(100, np.int16)
+    crops, chosen = recipe("common").random_crops(clips, 3, 10, np.random.default_rng(0), np.array([2, 0, 2]))
+    assert chosen == [2, 0, 2]
+    assert crops.shape == (3, 10)
+    assert (crops[:, 0] * 32767).round().tolist() == [2, 0, 2]
 
 
 def test_hinge_losses_by_hand(recipe):
@@ -149,7 +174,7 @@ def test_only_the_decoder_learns_once_the_codes_are_fixed(recipe):
     codec = recipe("codec")
     torch.manual_seed(0)
     model = codec.build()
-    wave = 0.1 * torch.randn(2, codec.CROP)
+    wave = 0.1 * torch.randn(2, 6400)
     for stage, is_frozen in (("quantised", False), ("decoder", True)):
         model.zero_grad()
         output, _ = codec.decode_crops(model, wave, stage)

@@ -57,13 +57,16 @@ class AlignJob:
     ppo_steps: int = _option(20, "optimiser steps of each PPO run")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
     clips_per_prompt: int = _option(1, "of them, of each prompt; above 1 they are compared with each other")
-    normalise: str = _option("none", "how `r` combines adherence and quality, as `musicrl ppo --normalise` takes it")
+    normalise: str = _option("none", "how rewards are combined, as `musicrl ppo --normalise` takes it")
+    ru_adherence: float = _option(
+        0.0, "weight of adherence beside the preference reward in `ru`, combined by `normalise`; 0 leaves it out"
+    )
     learning_rate: float = _option(2e-4, "of the PPO runs")
     lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
     # The costs of a nat follow the rewards' spread: about .07 for adherence and quality as they are, .7 for their sum with
     # "normalise_then_sum", .4 for the preference reward.
-    kl_coef: float = _option(0.002, "reward lost a nat of KL to the model, on adherence and quality")
-    preference_kl_coef: float = _option(0.01, "the same on the preference reward")
+    kl_coef: float = _option(0.002, "reward lost a nat of KL to the model, on several rewards")
+    preference_kl_coef: float = _option(0.01, "the same on the preference reward alone")
     rounds: int = _option(1, "2 collects again, from `ru`, and tunes it on what was learned from both rounds' votes")
     seed: int = _option(0, "of everything")
 
@@ -81,6 +84,8 @@ class AlignJob:
             )
         if self.normalise not in NORMALISE:
             raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
+        if not 0 <= self.ru_adherence < float("inf"):
+            raise ValueError(f"`ru_adherence` must be a weight, 0 or more, got {self.ru_adherence!r}.")
         if self.rounds not in (1, 2):
             raise ValueError(
                 f"`rounds` must be 1 or 2, got {self.rounds!r}; a third one starts from the second's `ru2`."
@@ -109,8 +114,10 @@ def run_align(job: AlignJob) -> Path:
     """Run the loop and print its table.
 
     Systems, named as in MusicRL: `base`; `r`, PPO on adherence and quality; `u`, PPO on the preference reward that was
-    learned from the votes; `ru`, the same, starting from `r` and anchored to it. With two rounds `ru2`: `ru` is voted on
-    as well, the reward learned anew from all votes, and `ru` tuned on it, anchored to itself.
+    learned from the votes; `ru`, the same, starting from `r` and anchored to it, with adherence beside it where
+    `ru_adherence` says so (the paper has none: listeners who care little for what was asked for then undo what `r` gained).
+    With two rounds `ru2`: `ru` is voted on as well, the reward learned anew from all votes, and `ru` tuned on it in the same
+    way, anchored to itself.
 
     Returns:
         The folder: votes/, preference/, r/, u/, ru/, evaluation/ (page, clips, JSON) and table.txt; of a second round also
@@ -139,7 +146,7 @@ def run_align(job: AlignJob) -> Path:
     stages.run(
         "ru",
         "PPO on the learned preference reward, from r and anchored to r",
-        lambda: _tune(job, "ru", r, prompts, preference),
+        lambda: _tune(job, "ru", r, prompts, preference, job.ru_adherence),
     )
     systems, newest = ["r", "u", "ru"], preference
     if job.rounds == 2:
@@ -154,7 +161,11 @@ def run_align(job: AlignJob) -> Path:
             "learn a reward from all votes",
             lambda: _learn(job, _together(out, "votes", "votes2"), out / "preference2"),
         )
-        stages.run("ru2", "PPO on that, from ru and anchored to ru", lambda: _tune(job, "ru2", ru, prompts, newest))
+        stages.run(
+            "ru2",
+            "PPO on that, from ru and anchored to ru",
+            lambda: _tune(job, "ru2", ru, prompts, newest, job.ru_adherence),
+        )
         systems.append("ru2")
     # A second round asked for later goes on from the first, and leaves the first one's comparison as it is.
     evaluation = out / ("evaluation" if job.rounds == 1 else f"evaluation{job.rounds}")
@@ -221,16 +232,22 @@ def _learn(job: AlignJob, votes: Path, out: Path) -> None:
     )
 
 
-def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str | None = None) -> None:
-    """PPO from a generator and anchored to it: on a preference reward, or on adherence and quality."""
+def _tune(
+    job: AlignJob, name: str, start: str, prompts: Path, preference: str | None = None, adherence: float = 0.0
+) -> None:
+    """PPO from a generator and anchored to it: on a preference reward, alone or beside adherence, or on adherence and quality."""
     from .training.ppo import PPOJob, run_ppo
 
+    rewards = [f"0.5*{job.adherence}", f"0.5*{job.quality}"]
+    if preference:
+        rewards = [preference, f"{adherence:g}*{job.adherence}"] if adherence else [preference]
+    alone = len(rewards) == 1
     run_ppo(
         PPOJob(
             model=start,
             ref_model=start,
-            reward=[preference] if preference else [f"0.5*{job.adherence}", f"0.5*{job.quality}"],
-            normalise="none" if preference else job.normalise,
+            reward=rewards,
+            normalise="none" if alone else job.normalise,
             output_dir=str(Path(job.output_dir) / name),
             prompts=str(prompts),
             duration_s=job.duration_s,
@@ -240,7 +257,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
             learning_rate=job.learning_rate,
             lora_r=job.lora_r,
             lora_alpha=2 * job.lora_r,
-            kl_coef=job.preference_kl_coef if preference else job.kl_coef,
+            kl_coef=job.preference_kl_coef if alone else job.kl_coef,
             seed=job.seed,
             logging_steps=4,
         )
