@@ -90,10 +90,11 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
         reward_backbone="generator",
         reward_steps=1,
         ppo_steps=1,
+        ru_steps=2,
         ppo_batch_size=4,
         clips_per_prompt=2,
         normalise="normalise_then_sum",
-        ru_adherence=0.5,
+        ru_adherence=0.25,
         lora_r=2,
         rounds=2,
     )
@@ -104,6 +105,7 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
     assert set(more["chosen_model"]) == {"ru"}
     assert not set(votes["chosen_seed"]) & set(more["chosen_seed"])
     settings = {name: json.loads((out / name / "result.json").read_text())["config"] for name in ("r", "u", "ru")}
+    assert {name: config["max_steps"] for name, config in settings.items()} == {"r": 1, "u": 1, "ru": 2}
     assert {name: config["num_generations"] for name, config in settings.items()} == {"r": 2, "u": 2, "ru": 2}
     combined = "normalise_then_sum"
     assert {name: config["normalise"] for name, config in settings.items()} == {
@@ -112,9 +114,9 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
         "ru": combined,
     }
     assert settings["u"]["reward"] == [f"preference:{out / 'preference'}"]
-    assert settings["ru"]["reward"] == [f"preference:{out / 'preference'}", "0.5*test_align:loudness"]
+    assert settings["ru"]["reward"] == [f"0.75*preference:{out / 'preference'}", "0.25*test_align:loudness"]
     ru2 = json.loads((out / "ru2" / "result.json").read_text())["config"]
-    assert ru2["reward"] == [f"preference:{out / 'preference2'}", "0.5*test_align:loudness"]
+    assert ru2["reward"] == [f"0.75*preference:{out / 'preference2'}", "0.25*test_align:loudness"]
     assert {name: config["kl_coef"] for name, config in settings.items()} == {"r": 0.002, "u": 0.01, "ru": 0.002}
     result = json.loads((out / "evaluation2" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru", "ru2"]
@@ -143,10 +145,11 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
     [
         ("panel", 0),
         ("ppo_steps", 0),
+        ("ru_steps", 0),
         ("duration_s", 31.0),
         ("rounds", 3),
         ("normalise", "mean"),
-        ("ru_adherence", -1.0),
+        ("ru_adherence", 1.0),
     ],
 )
 def test_settings_out_of_range_are_named(field, value):

@@ -31,7 +31,8 @@ class Sizes:
 
 TINY = Sizes(
     align=(
-        *("--pairs_per_prompt", "2", "--heldout_prompts", "4", "--reward_steps", "4", "--ppo_steps", "2"),
+        *("--pairs_per_prompt", "2", "--heldout_prompts", "4", "--reward_steps", "4"),
+        *("--ppo_steps", "2", "--ru_steps", "2"),
         *("--ppo_batch_size", "4", "--clips_per_prompt", "2", "--duration_s", "1"),
     ),
     ppo_steps=2,

@@ -55,11 +55,12 @@ class AlignJob:
     )
     reward_steps: int = _option(100, "optimiser steps of the preference reward")
     ppo_steps: int = _option(20, "optimiser steps of each PPO run")
+    ru_steps: int | None = _option(None, "of `ru`, where it takes others; empty for `ppo_steps`")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
     clips_per_prompt: int = _option(1, "of them, of each prompt; above 1 they are compared with each other")
     normalise: str = _option("none", "how rewards are combined, as `musicrl ppo --normalise` takes it")
     ru_adherence: float = _option(
-        0.0, "weight of adherence beside the preference reward in `ru`, combined by `normalise`; 0 leaves it out"
+        0.0, "share of adherence beside the preference reward in `ru`, combined by `normalise`; 0 leaves it out"
     )
     learning_rate: float = _option(2e-4, "of the PPO runs")
     lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
@@ -75,17 +76,18 @@ class AlignJob:
         for name, number in least.items():
             if vars(self)[name] < number:
                 raise ValueError(f"`{name}` must be at least {number}, got {vars(self)[name]!r}.")
-        for name in ("reward_steps", "ppo_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 optimiser step, got {getattr(self, name)!r}.")
+        for name in ("reward_steps", "ppo_steps", "ru_steps"):
+            steps = getattr(self, name)
+            if steps is not None and steps < 1:
+                raise ValueError(f"`{name}` must be at least 1 optimiser step, got {steps!r}.")
         if self.clips_per_prompt < 1 or self.ppo_batch_size % self.clips_per_prompt:
             raise ValueError(
                 f"`clips_per_prompt` = {self.clips_per_prompt} must divide `ppo_batch_size` = {self.ppo_batch_size}."
             )
         if self.normalise not in NORMALISE:
             raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
-        if not 0 <= self.ru_adherence < float("inf"):
-            raise ValueError(f"`ru_adherence` must be a weight, 0 or more, got {self.ru_adherence!r}.")
+        if not 0 <= self.ru_adherence < 1:
+            raise ValueError(f"`ru_adherence` must be a share, in [0, 1), got {self.ru_adherence!r}.")
         if self.rounds not in (1, 2):
             raise ValueError(
                 f"`rounds` must be 1 or 2, got {self.rounds!r}; a third one starts from the second's `ru2`."
@@ -146,7 +148,7 @@ def run_align(job: AlignJob) -> Path:
     stages.run(
         "ru",
         "PPO on the learned preference reward, from r and anchored to r",
-        lambda: _tune(job, "ru", r, prompts, preference, job.ru_adherence),
+        lambda: _tune(job, "ru", r, prompts, preference),
     )
     systems, newest = ["r", "u", "ru"], preference
     if job.rounds == 2:
@@ -164,7 +166,7 @@ def run_align(job: AlignJob) -> Path:
         stages.run(
             "ru2",
             "PPO on that, from ru and anchored to ru",
-            lambda: _tune(job, "ru2", ru, prompts, newest, job.ru_adherence),
+            lambda: _tune(job, "ru2", ru, prompts, newest),
         )
         systems.append("ru2")
     # A second round asked for later goes on from the first, and leaves the first one's comparison as it is.
@@ -232,15 +234,14 @@ def _learn(job: AlignJob, votes: Path, out: Path) -> None:
     )
 
 
-def _tune(
-    job: AlignJob, name: str, start: str, prompts: Path, preference: str | None = None, adherence: float = 0.0
-) -> None:
-    """PPO from a generator and anchored to it: on a preference reward, alone or beside adherence, or on adherence and quality."""
+def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str | None = None) -> None:
+    """PPO from a generator and anchored to it: on adherence and quality, or on a preference reward, as `name` has it."""
     from .training.ppo import PPOJob, run_ppo
 
-    rewards = [f"0.5*{job.adherence}", f"0.5*{job.quality}"]
+    is_after_r = name not in ("r", "u")
+    rewards, adherence = [f"0.5*{job.adherence}", f"0.5*{job.quality}"], job.ru_adherence if is_after_r else 0.0
     if preference:
-        rewards = [preference, f"{adherence:g}*{job.adherence}"] if adherence else [preference]
+        rewards = [f"{1 - adherence:g}*{preference}", f"{adherence:g}*{job.adherence}"] if adherence else [preference]
     alone = len(rewards) == 1
     run_ppo(
         PPOJob(
@@ -251,7 +252,7 @@ def _tune(
             output_dir=str(Path(job.output_dir) / name),
             prompts=str(prompts),
             duration_s=job.duration_s,
-            max_steps=job.ppo_steps,
+            max_steps=(job.ru_steps if is_after_r else None) or job.ppo_steps,
             per_device_train_batch_size=job.ppo_batch_size,
             num_generations=job.clips_per_prompt,
             learning_rate=job.learning_rate,
