@@ -8,11 +8,13 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import interrupted
+import psutil
 import pytest
 from interrupted import OPTIONS, finish, job, start, weights_of
 
@@ -144,6 +146,67 @@ def test_a_terminated_run_saves_says_so_and_goes_on(root, unbroken, tmp_path):
     again = job("ppo", folder, **SHORT, save_steps="0", resume_from_checkpoint="last")
     assert finish(start(again, root, log)) == 0
     assert weights_of(folder) == unbroken("ppo", **SHORT)
+
+
+@pytest.mark.parametrize(("later", "status"), [(0.0, STOPPED), (60.0, -signal.SIGTERM)])
+def test_a_second_sigterm_is_the_same_one_unless_it_comes_later(later, status, root, tmp_path):
+    """The job's reward sends the process both; it cannot save before the step is done."""
+    source = f"""
+import os, signal, time
+
+def told_twice(prompts, audio, rate, clock=time.monotonic):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    time.monotonic = lambda: clock() + {later}
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    return audio.abs().mean((1, 2))
+"""
+    (root / "signals.py").write_text(source)
+    folder, log = tmp_path / "out", tmp_path / "log"
+    words = job("ppo", folder, **SHORT, save_steps="0", reward="signals:told_twice")
+    assert finish(start(words, root, log)) == status, log.read_text()
+    assert len(checkpoints_in(folder)) == (status == STOPPED)
+
+
+def launch(words: list[str], root: Path) -> subprocess.Popen:
+    """A job in two processes, as torchrun starts them."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "localhost:0", "-m", "musicrl_hf.cli", *words]
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_both_told_twice_save_once_and_go_on(root, tmp_path):
+    """A scheduler's SIGTERM goes to the launcher and to its processes, and the launcher's to these again."""
+    whole = launch(job("dpo", tmp_path / "whole"), root)
+    said = whole.communicate(timeout=500)[0]
+    assert whole.returncode == 0, said
+    folder = tmp_path / "out"
+    words = job("dpo", folder, save_steps="0")
+    process = launch(words, root)
+    while not (folder / "metrics.jsonl").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "musicrl_hf.cli" in child.cmdline()
+    ]
+    assert len(workers) == 2
+    for each in (*workers, process):
+        each.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=500)[0]
+    (checkpoint,) = checkpoints_in(folder)
+    whole_and_tidy(folder)
+    assert 0 < last_step(folder) < interrupted.STEPS
+    assert said.count(f"Stopped by SIGTERM: go on from {checkpoint} with --resume_from_checkpoint last.") == 1
+    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    again = launch([*words, "--resume_from_checkpoint", "last"], root)
+    said = again.communicate(timeout=500)[0]
+    assert again.returncode == 0, said
+    assert weights_of(folder) == weights_of(tmp_path / "whole")
 
 
 # -- a full disk -----------------------------------------------------------------------------------------------------------

@@ -52,9 +52,7 @@ def test_the_ears_are_trained_once_from_other_weights_than_each_other(recipe, tm
     wave, other = torch.randn(1, 6400), torch.randn(1, 6400)
     heard = [ear.features(wave)[1] for ear in first.ears]
     assert torch.equal(heard[0], again.ears[0].features(wave)[1])
-    assert torch.equal(
-        heard[1], again.ears[1].features(wave)[1]
-    )
+    assert torch.equal(heard[1], again.ears[1].features(wave)[1])
     assert not torch.allclose(heard[0], heard[1])
     distances = [ear.distance(wave, other).item() for ear in first.ears]
     assert first.distance(wave, other).item() == pytest.approx(sum(distances) / 2)

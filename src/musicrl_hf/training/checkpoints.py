@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from ..bundled import check_weights
 
 ASIDE = ".saving-"  # what the names of folders begin with that are not finished; swept by the next save
 STOPPED = 128 + signal.SIGTERM  # exit status, as a shell reports a process that SIGTERM ended
+SAME_SIGNAL_S = 5.0  # seconds in which a SIGTERM comes to a process twice: from whoever sent it and from its launcher
 
 
 class WholeCheckpoints:
@@ -268,7 +270,8 @@ def _pickled(folder: Path) -> list[Path]:
 class StopOnTermination(TrainerCallback):
     """After a SIGTERM, save a checkpoint at the next step that a run can go on from, and stop.
 
-    A second one ends the process at once, as without this callback.
+    One more than `SAME_SIGNAL_S` later ends the process at once, as without this callback. Sooner it is the same one: a
+    cluster's scheduler tells all of a job's processes, and so does the launcher that it told.
 
     Args:
         every: a run goes on exactly from multiples of so many steps (those that are made on one set of sampled clips).
@@ -284,11 +287,15 @@ class StopOnTermination(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.getsignal(signal.SIGTERM)
+        before, heard_at = signal.getsignal(signal.SIGTERM), 0.0
 
         def ask(number: int, frame: Any) -> None:
-            self.asked = True
-            signal.signal(signal.SIGTERM, before)
+            nonlocal heard_at
+            if self.asked and time.monotonic() - heard_at > SAME_SIGNAL_S:
+                signal.signal(signal.SIGTERM, before)
+                signal.raise_signal(signal.SIGTERM)
+            elif not self.asked:
+                self.asked, heard_at = True, time.monotonic()
 
         signal.signal(signal.SIGTERM, ask)
         try:
