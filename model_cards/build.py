@@ -78,7 +78,10 @@ BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # its sound encoder 
 ADAPTERS = {
     "musicrl-tiny-r": ("r", "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality"),
     "musicrl-tiny-u": ("u", "a preference reward that was learned from the choices"),
-    "musicrl-tiny-ru": ("ru", "a preference reward that was learned from the choices, starting from musicrl-tiny-r"),
+    "musicrl-tiny-ru": (
+        "ru",
+        "a preference reward that was learned from the choices and text adherence, equally, starting from musicrl-tiny-r",
+    ),
 }
 TUNED_LIMITS = [
     "All listeners are SIMULATED: a documented function of the sound (listeners.py). Nobody listened, and nothing here says that "
