@@ -2,8 +2,8 @@
 
 They are of the judges' kind (classifier.py) but trained on training clips, from other random weights: the judges take no
 part. (Losses on a trained network's features are called perceptual: Johnson et al. 2016, arXiv:1603.08155.) There are
-several, because a decoder learns to please one: what the only ear took for a tin whistle in 9 of 10 decoded clips, the
-judges took for a music box.
+several, because a decoder learns to please one: what the only ear still called a tin whistle, the judges took for a music
+box.
 """
 
 from pathlib import Path
