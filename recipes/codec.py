@@ -74,11 +74,7 @@ STAGES = (
 )  # share of time at the start
 STAGE_ORDER = {"start": -1} | {name: index for index, (name, _) in enumerate(STAGES)}
 FROZEN_STAGES = ("decoder", "adversarial")  # encoder and codebooks stay
-CROP = {
-    "quantised": 6400,
-    "decoder": 6400,
-    "adversarial": 12_800,
-}  # samples: .4 s, and more for an ear to hear a note end
+CROP = {"quantised": 6400, "decoder": 6400, "adversarial": 12_800}  # samples; an ear is to hear a note end
 BATCH = {"quantised": 8, "decoder": 8, "adversarial": 2}  # crops a step
 LEARNING_RATE, WARMUP_STEPS = (1e-3, 3e-5), 200  # at the start, at the end of the cosine
 COMMITMENT = 0.25
