@@ -68,7 +68,7 @@ def test_the_loop_end_to_end(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 6
 
 
-def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
+def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
     """Adapters on adapters, a reward on the generator, and a second round: 32 pairs more, voted on between clips of ru."""
     torch.manual_seed(0)
     tiny_generator().save_pretrained(tmp_path / "model")
@@ -107,6 +107,9 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path):
     settings = {name: json.loads((out / name / "result.json").read_text())["config"] for name in ("r", "u", "ru")}
     assert {name: config["max_steps"] for name, config in settings.items()} == {"r": 1, "u": 1, "ru": 2}
     assert {name: config["num_generations"] for name, config in settings.items()} == {"r": 2, "u": 2, "ru": 2}
+    said = capsys.readouterr().out
+    assert "u: PPO on the learned preference reward\n" in said
+    assert "ru: PPO on the learned preference reward and adherence, from r" in said
     combined = "normalise_then_sum"
     assert {name: config["normalise"] for name, config in settings.items()} == {
         "r": combined,

@@ -137,6 +137,7 @@ def run_align(job: AlignJob) -> Path:
     prompts, heldout = _write_prompts(job, out)
     stages = _Stages(out, total=6 if job.rounds == 1 else 9)
     r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
+    beside = " and adherence" if job.ru_adherence else ""
     stages.run(
         "votes",
         "simulated listeners choose between two clips of the generator",
@@ -147,7 +148,7 @@ def run_align(job: AlignJob) -> Path:
     stages.run("u", "PPO on the learned preference reward", lambda: _tune(job, "u", job.model, prompts, preference))
     stages.run(
         "ru",
-        "PPO on the learned preference reward, from r and anchored to r",
+        f"PPO on the learned preference reward{beside}, from r and anchored to r",
         lambda: _tune(job, "ru", r, prompts, preference),
     )
     systems, newest = ["r", "u", "ru"], preference
@@ -165,7 +166,7 @@ def run_align(job: AlignJob) -> Path:
         )
         stages.run(
             "ru2",
-            "PPO on that, from ru and anchored to ru",
+            f"PPO on that{beside}, from ru and anchored to ru",
             lambda: _tune(job, "ru2", ru, prompts, newest),
         )
         systems.append("ru2")
