@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
     def spectra(self, audio: Tensor) -> Tensor:
         """Power in mel bands [B, MELS, frames] of audio [B, T], relative to the clip's mean power."""
-        window = torch.hann_window(WINDOW)
+        window = torch.hann_window(WINDOW, device=audio.device)
         power = torch.stft(audio, WINDOW, HOP, window=window, return_complex=True).abs() ** 2
         bands = self.filters @ power
         return bands / bands.mean((1, 2), keepdim=True).clamp(min=1e-10)

@@ -214,8 +214,7 @@ def train(args, model: EncodecPackageModel, clips: np.ndarray, rows: list[dict],
             others = [(opinion(discriminator, wave, output), share), (ears.distance(wave, output), EAR_SHARE)]
             balanced_backward(output, loss, others)
             with torch.no_grad():
-                for clip, target, made in zip(chosen, wave, output, strict=True):
-                    mining.learn(clip, float(criterion.mel_distance(target[None], made[None], TRAINED_FLOOR)))
+                mining.learn(chosen, criterion.mel_distances(wave, output, TRAINED_FLOOR).tolist())
         else:
             loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -298,17 +297,9 @@ def measure_instruments(judges: Judges, model: EncodecModel, clips: np.ndarray, 
     return instruments_kept(judges.classifier, audio, decoded, rows)
 
 
-def main() -> None:
-    args = stage_arguments(__doc__.splitlines()[0], minutes=90).parse_args()
-    start(args)
-    folder, finished = args.work / "codec", args.work / "codec_finished.json"
-    if finished.exists() and not args.force:
-        return say(f"{finished} is there")
-    clips, rows = load_clips(args.work, "train")
-    model = build()
-    model.train()
-    ears = load_or_train_ears(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
-    progress = train(args, model, clips, rows, ears)
+def publish(args, model: EncodecPackageModel, spent: dict) -> None:
+    """Save as transformers' EncodecModel, measure it on held-out clips, and record that with what was `spent`."""
+    folder = args.work / "codec"
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
@@ -321,10 +312,24 @@ def main() -> None:
     results["other_sound_font"] = evaluate(converted, other_font[:n_clips])
     size = sum(p.numel() for p in model.encoder.parameters()) + sum(p.numel() for p in model.decoder.parameters())
     results |= {"bandwidth_kbps": BANDWIDTH, "network_parameters": size, "parity_with_encodec_package": parity}
-    results |= {"steps": progress["steps"], "minutes": round(progress["seconds"] / 60, 1)}
+    results |= spent
     say(str(results))
     record(args, "codec", results)
-    write_json(finished, results)
+    write_json(args.work / "codec_finished.json", results)
+
+
+def main() -> None:
+    args = stage_arguments(__doc__.splitlines()[0], minutes=90).parse_args()
+    start(args)
+    finished = args.work / "codec_finished.json"
+    if finished.exists() and not args.force:
+        return say(f"{finished} is there")
+    clips, rows = load_clips(args.work, "train")
+    model = build()
+    model.train()
+    ears = load_or_train_ears(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
+    progress = train(args, model, clips, rows, ears)
+    publish(args, model, {"steps": progress["steps"], "minutes": round(progress["seconds"] / 60, 1)})
 
 
 if __name__ == "__main__":

@@ -23,23 +23,27 @@ def mel_filters(size: int, n_mels: int) -> Tensor:
 class ReconstructionLoss:
     """Relative L1 of wave, complex spectra and magnitudes, and the distance of log-mel spectra at three resolutions."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         sizes = {*STFT_SIZES, *(size for size, _ in MEL_SCALES)}
-        self.windows = {size: torch.hann_window(size) for size in sizes}
-        self.filters = {size: mel_filters(size, n_mels) for size, n_mels in MEL_SCALES}
+        self.windows = {size: torch.hann_window(size, device=device) for size in sizes}
+        self.filters = {size: mel_filters(size, n_mels).to(device) for size, n_mels in MEL_SCALES}
 
     def spectrum(self, wave: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Complex spectrum and magnitude [B, bins, frames] of [B, T]."""
         z = torch.stft(wave, size, size // 4, window=self.windows[size], return_complex=True)
         return z, (z.real**2 + z.imag**2 + 1e-8).sqrt()
 
-    def mel_distance(self, target: Tensor, output: Tensor, floor: float = MEL_FLOOR) -> Tensor:
-        """Mean distance of log-mel spectra (nats) over the resolutions; waves [B, T], magnitudes above `floor`."""
+    def mel_distances(self, target: Tensor, output: Tensor, floor: float = MEL_FLOOR) -> Tensor:
+        """Mean distance [B] of log-mel spectra (nats) over the resolutions; waves [B, T], magnitudes above `floor`."""
         distances = []
         for size, filters in self.filters.items():
             log_mels = [torch.log(filters @ self.spectrum(wave, size)[1] + floor) for wave in (target, output)]
-            distances.append((log_mels[0] - log_mels[1]).abs().mean())
-        return torch.stack(distances).mean()
+            distances.append((log_mels[0] - log_mels[1]).abs().mean((1, 2)))
+        return torch.stack(distances).mean(0)
+
+    def mel_distance(self, target: Tensor, output: Tensor, floor: float = MEL_FLOOR) -> Tensor:
+        """Their mean."""
+        return self.mel_distances(target, output, floor).mean()
 
     def __call__(self, target: Tensor, output: Tensor, log_mel_weight: float) -> Tensor:
         loss = (target - output).abs().sum() / target.abs().sum()

@@ -67,6 +67,7 @@ class FactHeads(nn.Module):
             facts: [B, facts].
             text_mask: [B, P], 1 where there is text.
         """
-        heard = torch.ones(self.states["decoder"].shape[:2], dtype=torch.bool)
+        states = self.states["decoder"]
+        heard = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         masks = {"decoder": heard, "text": text_mask == 1}
         return {name: fact_losses(self.heads[name], self.states[name], facts, mask) for name, mask in masks.items()}

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from score import SIZES as SCORE_SIZES
 from score import ScoreHeads, bar_lines, load_or_write_scores
 from text import load_or_train_tokenizer
-from text_encoder import WIDTH, Captions, load_text_encoder, text_config
+from text_encoder import COMPLETE, WIDTH, Captions, load_text_encoder, text_config
 from torch import Tensor, nn
 from transformers import EncodecModel, MusicgenDecoderConfig
 
@@ -184,6 +184,8 @@ def plan(step: int, blind_steps: int) -> Batch:
 
 def train(args, model: MusicRLForConditionalGeneration, captions: Captions, facts: Tensor) -> dict:
     """Train on captions and facts [N, facts] until `args.minutes` are spent, over all restarts; the schedule follows the time."""
+    model.to(args.device)
+    facts = facts.to(args.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     folder = args.work / "generator_training"
@@ -192,7 +194,7 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
     decoder = model.decoder.model.decoder
     heads = FactHeads(decoder.layers[FACTS_BEHIND], model.enc_to_dec_proj, decoder.config.hidden_size)
     score_heads = ScoreHeads(decoder.layers[CLOCK_BEHIND], decoder.layers[NOTES_BEHIND], decoder.config.hidden_size)
-    all_heads = nn.ModuleList([heads, score_heads])
+    all_heads = nn.ModuleList([heads, score_heads]).to(args.device)
     heads_optimizer = torch.optim.AdamW(all_heads.parameters(), lr=LEARNING_RATE)
     heads_folder = folder.with_name("generator_training_heads")
     load_training_state(heads_folder, all_heads, heads_optimizer)
@@ -211,15 +213,18 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
         warm = min(1.0, (progress["step"] + 1) / WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         batch = plan(progress["step"], progress["blind_steps"])
+        batch = batch._replace(size=batch.size * args.times)
         clips, crops, score = draw_codes(codes, scores, bars, batch, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        shown = (crops if batch.is_blind else damaged(crops, rng)).to(args.device)
+        crops, score = crops.to(args.device), score.to(args.device)
+        null, complete = (0.0, 1.0) if batch.is_blind else (NULL_TEXT, COMPLETE)
+        ids, mask = (some.to(args.device) for some in captions.draw(clips, rng, null, complete))
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             if batch.is_blind:
-                text = captions.draw(clips, rng, complete_share=1.0)
-                model.decoder_hidden(crops, model.encode_text(*text), text[1])
+                model.decoder_hidden(crops, model.encode_text(ids, mask), mask)
             else:
-                text = captions.draw(clips, rng, NULL_TEXT)
-                losses = code_losses(model, crops, text, damaged(crops, rng))
-            told = heads.losses(facts[clips], text[1])
+                losses = code_losses(model, crops, (ids, mask), shown)
+            told = heads.losses(facts[clips], mask)
             played = score_heads.losses(score)
         of_facts = FACTS_WEIGHT * sum(some.mean() for some in told.values())
         optimizer.zero_grad()
@@ -260,6 +265,7 @@ def train(args, model: MusicRLForConditionalGeneration, captions: Captions, fact
             save_training_state(heads_folder, all_heads, heads_optimizer, {})
             codes = load_file(args.work / "codes_train.safetensors")["codes"]  # stage 5 may still be adding to it
     save_training_state(folder, model, optimizer, progress)
+    model.to("cpu")
     return progress
 
 
@@ -318,6 +324,8 @@ def move_files(aside: Path, folder: Path) -> int:
 
 def main() -> None:
     parser = stage_arguments(__doc__.splitlines()[0], minutes=62)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--times", type=int, default=1, help="so many times as many clips a batch: for a GPU")
     parser.add_argument("--export", action="store_true", help="only write the bundled folder from the last saved step")
     args = parser.parse_args()
     start(args)

@@ -26,7 +26,8 @@ class Mining:
         names = rng.choice(list(self.distances), size, p=weights / weights.sum())
         return np.array([rng.choice(self.clips[name]) for name in names])
 
-    def learn(self, clip: int, distance: float) -> None:
-        """Take in how far off a crop of that clip came out (nats)."""
-        name = self.instruments[clip]
-        self.distances[name] = MEMORY * self.distances[name] + (1 - MEMORY) * distance
+    def learn(self, clips: list[int], distances: list[float]) -> None:
+        """Take in how far off crops of these clips came out (nats)."""
+        for clip, distance in zip(clips, distances, strict=True):
+            name = self.instruments[clip]
+            self.distances[name] = MEMORY * self.distances[name] + (1 - MEMORY) * distance

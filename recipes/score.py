@@ -98,4 +98,4 @@ class ScoreHeads(nn.Module):
 
     def loss(self, losses: Tensor) -> Tensor:
         """One number of `losses` [5], by `WEIGHTS`."""
-        return losses @ torch.tensor(list(WEIGHTS.values())) / len(WEIGHTS)
+        return losses @ losses.new_tensor(list(WEIGHTS.values())) / len(WEIGHTS)

@@ -64,7 +64,7 @@ def test_instruments_that_come_out_worse_are_played_more_often(recipe):
     chosen = mining.choose(5000, np.random.default_rng(0))
     assert np.mean(chosen == 1) == pytest.approx(0.8, abs=0.02)
     assert set(chosen.tolist()) == {0, 1, 2, 3}
-    mining.learn(1, 1.0)
+    mining.learn([1], [1.0])
     assert mining.distances == pytest.approx({"flute": 1.0, "harp": 0.99 * 2.0 + 0.01})
 
 
