@@ -44,7 +44,7 @@ LAYERS = (  # each may import from those before it, and from its own
     ("licences", "records"),
     ("cards",),
     ("hub",),
-    ("codec", "codec_conversion", "delay", "sampling", "likelihood", "fused_linear", "step_decoder"),
+    ("codec", "codec_conversion", "delay", "sampling", "likelihood", "fused_linear", "step_decoder", "step_graph"),
     ("configuration",),
     ("generator",),
     ("flat",),

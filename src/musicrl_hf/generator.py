@@ -31,6 +31,7 @@ from .likelihood import code_likelihood
 from .places import check_model_type, find_model
 from .sampling import check_sampling, draw_codes
 from .step_decoder import StepDecoder
+from .step_graph import check_graph, next_logits
 
 _DROPOUTS = ("dropout", "activation_dropout", "attention_dropout", "layerdrop")
 
@@ -272,6 +273,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         guidance_scale: float = 1.0,
         do_sample: bool = True,
         generator: torch.Generator | None = None,
+        cuda_graph: bool | None = None,
     ) -> Tensor:
         """Draw codes [B, K, F] in S decoder steps, see `StepDecoder`.
 
@@ -282,24 +284,23 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
                 distribution that `score_codes` scores at the same temperature, which RL needs.
             do_sample: False takes the likeliest code each time.
             generator: random numbers on the model's device; None uses torch's global ones.
+            cuda_graph: record a step and replay it; None does so on CUDA from some 32 steps on, True elsewhere is a ValueError.
         """
         check_sampling(temperature, top_k, guidance_scale, frames)
-        was_training = self.training
+        check_graph(cuda_graph, self.device)
+        was_training, config = self.training, self.config
         self.eval()
-        config = self.config
         inside = delay_mask(frames, config.num_codebooks, config.audio_channels, self.device)
         steps = inside.shape[-1]
-        decoder = StepDecoder(
-            self.decoder, self.encode_text(input_ids, attention_mask), attention_mask, steps, guidance_scale
-        )
+        text_states = self.encode_text(input_ids, attention_mask)
+        decoder = StepDecoder(self.decoder, text_states, attention_mask, steps, guidance_scale)
         current = input_ids.new_full((len(input_ids), config.num_codebooks), config.pad_code)
+        step_logits = next_logits(decoder, current, cuda_graph)
         drawn = []
         for step in range(steps):
-            logits = decoder.logits(decoder.step(current))
-            if not do_sample:
-                current = logits.argmax(-1)
-            else:
-                current = draw_codes(logits if temperature == 1 else logits / temperature, top_k, generator)
+            logits = step_logits(current)
+            scaled = logits if temperature == 1 else logits / temperature
+            current = draw_codes(scaled, top_k, generator) if do_sample else logits.argmax(-1)
             current = current.where(inside[:, step], config.pad_code)
             drawn.append(current)
         self.train(was_training)
@@ -314,6 +315,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         top_k: int | None = 250,
         guidance_scale: float = 3.0,
         seed: int | None = None,
+        cuda_graph: bool | None = None,
     ) -> Clips:
         """Generate one clip for each prompt (repeat a prompt for several).
 
@@ -322,6 +324,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             duration_s: seconds, at most 30.
             temperature, top_k, guidance_scale: MusicGen's defaults; 1.0, None and 1.0 sample the model itself.
             seed: makes the clips reproducible on one kind of device.
+            cuda_graph: as in `sample_codes`.
 
         Returns:
             Clips with codes [B, K, F] and audio [B, C, round(duration_s * sampling_rate)].
@@ -338,6 +341,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             top_k=top_k,
             guidance_scale=guidance_scale,
             generator=random,
+            cuda_graph=cuda_graph,
         )
         return Clips(codes, self.decode_codes(codes, round(duration_s * self.sampling_rate)), self.sampling_rate)
 

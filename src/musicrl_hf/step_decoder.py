@@ -9,6 +9,9 @@ Under classifier-free guidance a clip is decoded with its text and without, in o
 whatever it asks: that is computed once. Until the first text is heard both are the same clip. And since the heads are linear, the
 two trunks are combined in front of them.
 
+A step has two forms. The dynamic one hears what there is of the cache. The static one hears all of it, with a mask over what is
+to come, and its position is a tensor: no shape and no address depends on the step, as a recording asks (`step_graph`).
+
 Left out: dropout and gradients. Sampling uses neither.
 """
 
@@ -20,6 +23,8 @@ from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 from transformers import MusicgenForCausalLM
 
 from .fused_linear import FusedLinear
+
+_ALIGNED = 16  # steps: fused attention copies a mask whose rows are of another multiple, in every layer
 
 
 class StepDecoder:
@@ -75,14 +80,44 @@ class StepDecoder:
         rows = trunk.embed_tokens[0].num_embeddings
         self.offsets = torch.arange(len(trunk.embed_tokens), device=text_states.device) * rows
         self.positions = trunk.embed_positions(self.offsets.new_zeros(1, 1, steps)).to(text_states)
-        self.position = 0
+        self.steps = steps
+        self.position: int | Tensor = 0
+        self.ahead: Tensor | None = None  # [1, 1, 1, S'], the static form's mask
+
+    def restart(self, static: bool = False) -> None:
+        """Back to the first step, in the dynamic or the static form; the static one gets a new cache, in zeros."""
+        self.position, self.ahead = 0, None
+        if static:
+            room = -(-self.steps // _ALIGNED) * _ALIGNED
+            for layer in self.layers:
+                layer.make_room(room)
+            self.position = self.offsets.new_zeros(1)
+            self.ahead = self.layers[0].keys.new_empty(1, 1, 1, room)
+            self.rewind()
+
+    def rewind(self) -> None:
+        """Back to the first step, in place; what the static form had in its cache is 0 again."""
+        if not isinstance(self.position, Tensor) or self.ahead is None:
+            self.position = 0
+            return
+        self.position.zero_()
+        # What no step has written yet is read, and weighs 0: of what memory held before, that could be NaN.
+        self.ahead.fill_(torch.finfo(self.ahead.dtype).min)
+        for layer in self.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
 
     def step(self, codes: Tensor) -> Tensor:
         """Trunk states [B, H], guided, behind codes [B, K], those of the step before (pads at the first)."""
-        states = embedding_bag(codes + self.offsets, self.table, mode="sum") + self.positions[self.position]
+        if isinstance(self.position, Tensor) and self.ahead is not None:
+            place = self.positions.index_select(0, self.position)
+            self.ahead.index_fill_(-1, self.position, 0)
+        else:
+            place = self.positions[self.position]
+        states = embedding_bag(codes + self.offsets, self.table, mode="sum") + place
         for layer in self.layers:
-            states = layer.step(states, self.position)
-        self.position += 1
+            states = layer.step(states, self.position, self.ahead)
+        self.position += 1  # a tensor in place
         states = self.final_norm(states)
         if self.guidance_scale > 1:
             with_text, without = states.chunk(2)
@@ -125,12 +160,16 @@ class _StepLayer:
         """[B, N, H] to [B, heads, N, H / heads]."""
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def step(self, states: Tensor, now: int) -> Tensor:
+    def make_room(self, steps: int) -> None:
+        """A new cache for that many steps, with anything in it."""
+        shape = (*self.keys.shape[:2], steps, self.keys.shape[-1])
+        self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
+
+    def step(self, states: Tensor, now: int | Tensor, ahead: Tensor | None) -> Tensor:
         """Step `now` of states [B, H], or [2 B, H] under guidance, where they may still be [B, H] on their way in."""
         query_key_value = self.query_key_value(self.layer.self_attn_layer_norm(states))
         query, key, value = query_key_value.unflatten(-1, (3, self.heads, -1)).unbind(1)
-        self.keys[:, :, now], self.values[:, :, now] = key, value
-        states = states + self.out(_attend(query, self.keys[:, :, : now + 1], self.values[:, :, : now + 1], None))
+        states = states + self.out(_attend(query, *self._remember(key, value, now), ahead))
 
         with_text = states[: len(self.text_keys)]
         query = self.text_query(self.layer.encoder_attn_layer_norm(with_text)).unflatten(-1, (self.heads, -1))
@@ -142,6 +181,15 @@ class _StepLayer:
 
         inner = self.layer.activation_fn(self.inner(self.layer.final_layer_norm(states)))
         return states + self.outer(inner)
+
+    def _remember(self, key: Tensor, value: Tensor, now: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Write [N, heads, D] to the cache; what of it can be heard: keys and values up to `now`, or all where it is a tensor."""
+        if isinstance(now, Tensor):
+            self.keys.index_copy_(2, now, key[:, :, None].to(self.keys))  # autocast may have made them narrower
+            self.values.index_copy_(2, now, value[:, :, None].to(self.values))
+            return self.keys, self.values
+        self.keys[:, :, now], self.values[:, :, now] = key, value
+        return self.keys[:, :, : now + 1], self.values[:, :, : now + 1]
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
