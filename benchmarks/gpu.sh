@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What cannot be measured or tried without a GPU, in about ten minutes: benchmarks/gpu.sh [python]
+# What cannot be measured or tried without a GPU: benchmarks/gpu.sh [python]
+# About ten minutes; the limits of its parts add up to 14 on one GPU, to 18 on several.
 # Leaves benchmarks/results/*.json and what was printed in out/gpu; then `python benchmarks/table.py` fills the README's tables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,10 +16,16 @@ FAILED=()
 
 # One part of the whole: a name, the seconds that it may take, and a command. What fails does not keep the rest from running.
 part() {
-  local name=$1 seconds=$2
+  local name=$1 seconds=$2 status=0 started=$SECONDS
   shift 2
   echo "== $name: $*"
-  if ! timeout "$seconds" "$@" 2>&1 | tee "$OUT/$name.log"; then FAILED+=("$name"); fi
+  # A training saves when it is asked to end: what takes longer than that is killed.
+  timeout --kill-after 10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.log" || status=$?
+  case $status in
+    0) echo "-- $name: $((SECONDS - started)) of $seconds s" ;;
+    124 | 137) echo "-- $name: ended at its limit of $seconds s" && FAILED+=("$name") ;;
+    *) echo "-- $name: failed after $((SECONDS - started)) s" && FAILED+=("$name") ;;
+  esac
 }
 
 # A training of a few steps on as many processes as there are GPUs, under a file of examples/accelerate.
@@ -32,8 +39,9 @@ launch() {
 "$PYTHON" -c "import torch; print(torch.__version__, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])" \
   | tee "$OUT/machine.log"
 part flat_vs_kv 60 "$PYTHON" benchmarks/flat_vs_kv.py --layers 24 --hidden 1024 --codebook_size 2048 --device cuda
-part sampling 120 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64 --repeats 3
-part training 120 "$PYTHON" benchmarks/training.py --device cuda --repeats 3
+part sampling 180 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64 --repeats 3
+part sampling_small 90 "$PYTHON" benchmarks/sampling.py --device cuda --size small --dtype bfloat16 --steps 48 --repeats 3
+part training 240 "$PYTHON" benchmarks/training.py --device cuda --repeats 3
 part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 3
 
 head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"
@@ -55,4 +63,4 @@ if [ ${#FAILED[@]} -gt 0 ]; then
   echo "failed: ${FAILED[*]} (see $OUT)" >&2
   exit 1
 fi
-echo "done: see $OUT and benchmarks/results"
+echo "done in $SECONDS s: see $OUT and benchmarks/results"

@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- from benchmarks/results: -->", "<!-- :from benchmarks/results -->"
 
 
+def device_of(result: Path) -> str:
+    """CPU or GPU: `measuring.write_result` ends the name of what was measured on a GPU in its kind of device."""
+    return "GPU" if result.stem.endswith(("_cuda", "_mps", "_xpu")) else "CPU"
+
+
 def block(results: Path) -> str:
     """Every result in the order of the file names: what it is, its table, the command and the hardware."""
     parts = []
@@ -23,7 +28,9 @@ def block(results: Path) -> str:
             *(list(row.values()) for row in found["rows"]),
         ]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(f"{found['what']}: `{found['command']}`, {found['hardware']}.\n\n{table}")
+        parts.append(
+            f"**On a {device_of(path)}.** {found['what']}: `{found['command']}`, {found['hardware']}.\n\n{table}"
+        )
     return "\n\n".join(parts)
 
 

@@ -174,7 +174,7 @@ def peak_of_its_own(side: str, duration_s: float, given: argparse.Namespace) -> 
         __file__,
         *(part for name, value in options.items() for part in (f"--{name}", str(value))),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # what it complains of is seen here
     said = done.stdout.splitlines()[-1]
     return None if said == "None" else float(said)
 
@@ -215,13 +215,14 @@ def main() -> None:
         return
     where, measured = hardware(given.device), []
     for duration_s in given.duration_s:
-        measured += compare(duration_s, given)
-        print(*map(row_of, measured), sep="\n", flush=True)
+        found = compare(duration_s, given)
+        print(*map(row_of, found), sep="\n", flush=True)
+        measured += found
     what = (
         f"DPO of all weights of `{given.model}` (float32) on cached codes, the reference precomputed, against stock "
         "`trl.DPOTrainer`; peaks of memory are on top of weights and pairs"
     )
-    write_result(given.results, "training", what, where, [row_of(found) for found in measured], measured, given.device)
+    write_result(given.results, "training", what, where, [*map(row_of, measured)], measured, given.device)
 
 
 if __name__ == "__main__":

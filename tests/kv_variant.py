@@ -22,7 +22,7 @@ class KVTrunk(nn.Module):
         hidden, _ = model.decoder_hidden(
             batch.codes, model.encode_text(batch.text_ids, batch.text_mask), batch.text_mask
         )
-        selectors = (torch.eye(model.config.num_codebooks) - 1) * NO_MASS
+        selectors = (torch.eye(model.config.num_codebooks, device=hidden.device) - 1) * NO_MASS
         flat = hidden.new_zeros(*input_ids.shape, hidden.shape[-1] + model.config.num_codebooks)
         rows, columns = batch.is_audio.nonzero(as_tuple=True)
         _, steps, codebooks = batch.is_code.transpose(1, 2).nonzero(as_tuple=True)
@@ -41,7 +41,8 @@ class KVHead:
     @property
     def weight(self) -> Tensor:
         stacked = torch.cat([head.weight for head in self.heads])
-        selectors = torch.eye(len(self.heads)).repeat_interleave(self.heads[0].weight.shape[0], 0).to(stacked)
+        selectors = torch.eye(len(self.heads), device=stacked.device, dtype=stacked.dtype)
+        selectors = selectors.repeat_interleave(self.heads[0].weight.shape[0], 0)
         return torch.cat([stacked, selectors], 1)
 
 

@@ -16,8 +16,8 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a module of that folder by name, as a script in it does."""
+def load_benchmark(monkeypatch):
+    """Imports a module of that folder by name, as a script in it does. (`benchmark` is the fixture of a pytest plugin.)"""
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
 
@@ -32,15 +32,15 @@ def measured(monkeypatch, module, options, folder, name=None):
     return json.loads((folder / f"{name or module.__name__}.json").read_text())
 
 
-def test_the_readme_has_the_tables_of_the_results(benchmark):
-    table, results = benchmark("table"), BENCHMARKS / "results"
+def test_the_readme_has_the_tables_of_the_results(load_benchmark):
+    table, results = load_benchmark("table"), BENCHMARKS / "results"
     assert len(list(results.glob("*.json"))) > 1
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.count(table.BEGIN) == readme.count(table.END) == 1
     assert table.filled(readme, results) == readme, "run python benchmarks/table.py"
 
 
-def test_a_table_has_a_row_a_measurement(benchmark, tmp_path):
+def test_a_table_has_a_row_a_measurement(load_benchmark, tmp_path):
     found = {
         "what": "Steps",
         "command": "python x.py",
@@ -48,14 +48,16 @@ def test_a_table_has_a_row_a_measurement(benchmark, tmp_path):
         "rows": [{"n": "1", "s": "2.0"}, {"n": "2", "s": "3.0"}],
     }
     (tmp_path / "x.json").write_text(json.dumps(found))
-    table = benchmark("table")
+    (tmp_path / "x_cuda.json").write_text(json.dumps({**found, "hardware": "a GPU"}))
+    table = load_benchmark("table")
     text = table.filled(f"before {table.BEGIN} old {table.END} after", tmp_path)
-    expected = "Steps: `python x.py`, a CPU.\n\n| n | s |\n| --- | --- |\n| 1 | 2.0 |\n| 2 | 3.0 |"
+    rows = "\n\n| n | s |\n| --- | --- |\n| 1 | 2.0 |\n| 2 | 3.0 |"
+    expected = "\n\n".join(f"**On a {name}.** Steps: `python x.py`, a {name}.{rows}" for name in ("CPU", "GPU"))
     assert text == f"before {table.BEGIN}\n{expected}\n{table.END} after"
 
 
-def test_sampling_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
-    sampling = benchmark("sampling")
+def test_sampling_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
+    sampling = load_benchmark("sampling")
     found = measured(monkeypatch, sampling, "--batch 2 --duration_s 0.1 --repeats 2", tmp_path)
     assert [row["same_codes"] for row in found["measured"] if row["greedy"]] == [True, True]
     assert len(found["rows"]) == 4
@@ -68,8 +70,8 @@ def test_sampling_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
     assert found["measured"][0]["weights_mb"] == pytest.approx(4e-6 * (2 * (6 * 32**2 + 2 * 32 * 64) + 4 * 2048 * 32))
 
 
-def test_rollouts_are_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
-    found = measured(monkeypatch, benchmark("rollout"), "--tiny", tmp_path)
+def test_rollouts_are_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
+    found = measured(monkeypatch, load_benchmark("rollout"), "--tiny", tmp_path)
     ((row,), (shown,)) = found["measured"], found["rows"]
     assert row["batch"] == 2
     assert row["scores_differ_by"] < 1e-4
@@ -81,8 +83,8 @@ def test_rollouts_are_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
     assert "times faster" in shown
 
 
-def test_dpo_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
-    found = measured(monkeypatch, benchmark("training"), "--tiny", tmp_path)
+def test_dpo_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
+    found = measured(monkeypatch, load_benchmark("training"), "--tiny", tmp_path)
     assert [row["against"] for row in found["measured"]] == ["head", "lm"]
     same, other = (row["losses"] for row in found["measured"])
     assert same[0] == pytest.approx(same[1], rel=1e-3, abs=1e-4)  # one generator seen in two ways
@@ -96,8 +98,8 @@ def test_dpo_is_measured_on_both_sides(benchmark, tmp_path, monkeypatch):
             assert min(row["peak_mb"].values()) > 10
 
 
-def test_growth_is_measured_beside_its_lines(benchmark, tmp_path, monkeypatch):
-    growth = benchmark("growth")
+def test_growth_is_measured_beside_its_lines(load_benchmark, tmp_path, monkeypatch):
+    growth = load_benchmark("growth")
     found = measured(monkeypatch, growth, "--tiny --repeats 1", tmp_path)
     assert list(found["measured"]) == ["batch", "codebooks", "model size"]
     for first, second in found["measured"].values():
@@ -108,8 +110,8 @@ def test_growth_is_measured_beside_its_lines(benchmark, tmp_path, monkeypatch):
             assert second[kind]["line_mb"] > first[kind]["line_mb"]
 
 
-def test_the_lines_count_what_a_decoder_has_and_does(benchmark):
-    growth, sampling = benchmark("growth"), benchmark("sampling")
+def test_the_lines_count_what_a_decoder_has_and_does(load_benchmark):
+    growth, sampling = load_benchmark("growth"), load_benchmark("sampling")
     point = growth.Point(duration_s=0.2, batch=3, codebooks=2, layers=2, width=64, codebook_size=32)
     model = sampling.random_generator(2, 64, 1, 256, 2, 32)
     matrices = {name: weight.numel() for name, weight in model.decoder.named_parameters() if weight.dim() == 2}
@@ -123,13 +125,13 @@ def test_the_lines_count_what_a_decoder_has_and_does(benchmark):
     assert point.operations("sampling") == 33 * (2 * point.weights + 4 * 2 * 64 * (5.5 + 8))
 
 
-def test_the_page_on_scaling_is_what_the_results_say(benchmark):
-    scaling = benchmark("scaling")
+def test_the_page_on_scaling_is_what_the_results_say(load_benchmark):
+    scaling = load_benchmark("scaling")
     assert scaling.PAGE.read_text(encoding="utf-8") == scaling.page(), "run python benchmarks/scaling.py"
 
 
-def test_the_arithmetic_of_scaling_by_hand(benchmark):
-    scaling = benchmark("scaling")
+def test_the_arithmetic_of_scaling_by_hand(load_benchmark):
+    scaling = load_benchmark("scaling")
     small, large = scaling.SIZES
     # 24 layers of 16 x 1024^2, and 4 x 2048 x 1024 for heads and again for embeddings: the 420M of musicgen-small's decoder.
     assert small.point.trained == 24 * 16 * 1024**2 + 2 * 4 * 2048 * 1024
@@ -143,9 +145,9 @@ def test_the_arithmetic_of_scaling_by_hand(benchmark):
     assert held["gradients and AdamW"] == 12 * small.point.trained
 
 
-def test_a_plot_is_the_same_from_the_same_numbers(benchmark, tmp_path):
+def test_a_plot_is_the_same_from_the_same_numbers(load_benchmark, tmp_path):
     pytest.importorskip("matplotlib")
-    growth = benchmark("growth")
+    growth = load_benchmark("growth")
     drawn = BENCHMARKS / "results" / "growth.svg"
     (tmp_path / "growth.json").write_text((BENCHMARKS / "results" / "growth.json").read_text())
     found = growth.draw(tmp_path / "growth.json").read_text()

@@ -37,6 +37,11 @@ def test_generate_writes_clips(model, tmp_path):
     assert torch.equal(audio, read_audio(tmp_path / "b.wav")[0])
     assert main([*single, "-n", "2", "-o", str(tmp_path / "many.flac")]) == 0
     assert {path.name for path in tmp_path.glob("many*")} == {"many_1.flac", "many_2.flac"}
+    for name in ("a.ogg", "b.ogg"):
+        assert main([*single, "-o", str(tmp_path / name)]) == 0
+    lossy, rate = read_audio(tmp_path / "a.ogg")
+    assert (rate, lossy.shape) == (400, (1, 200))
+    assert torch.equal(lossy, read_audio(tmp_path / "b.ogg")[0])
 
 
 def test_generate_keeps_the_best_of_several_by_a_reward(model, tmp_path, capsys):
@@ -204,7 +209,7 @@ def test_every_job_explains_its_fields(job, capsys):
     [
         (["generate", "piano", "--model", "musicrl-huge"], "musicrl-huge.*musicrl-tiny"),
         (["generate", "piano", "--duration", "31"], r"`duration_s` must be in \(0, 30\]"),
-        (["generate", "piano", "-o", "clip.mp4"], "`output` must end in .wav or .flac"),
+        (["generate", "piano", "-o", "clip.mp4"], "`output` must end in .wav, .flac or .ogg, got 'clip.mp4'; give it"),
         (["generate", "piano", "-n", "0"], "`number` must be at least 1"),
         (["generate", "piano", "--best_of", "4"], "`best_of` is 4, and `reward` is not given"),
         (["generate", "piano", "--best_of", "0", "--reward", "quality"], "`best_of` is 0"),

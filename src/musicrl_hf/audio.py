@@ -29,6 +29,12 @@ MAX_SAMPLING_RATE = 384_000
 MAX_CHANNELS = 8
 """Most channels of a file that is read."""
 
+WRITABLE = (".wav", ".flac", ".ogg")
+"""Suffixes of the files that are written."""
+
+_WRITTEN_AT_ONCE = (
+    65_536  # samples a channel; libsndfile's Vorbis encoder keeps them on the stack, which some millions overflow
+)
 _LARGEST_FILTER = 20_000_000  # taps of a resampling filter in all; rates without a common divisor need gigabytes
 _LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its filter diverges where Nyquist is below
 _SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
@@ -222,25 +228,35 @@ def _wav_is_cut_short(source: str | os.PathLike | bytes) -> bool:
 
 
 def write_audio(path: str | os.PathLike, audio: Tensor, sampling_rate: int) -> None:
-    """Write one clip [C, T] as 16-bit WAV or FLAC, by the suffix of `path`; samples beyond full scale are clipped.
+    """Write one clip [C, T] as 16-bit WAV or FLAC, or as OGG (Vorbis), by the suffix of `path`; samples beyond full scale are clipped.
 
     Raises:
-        ValueError: a suffix other than .wav and .flac, or `audio` that is not a finite [C, T] tensor.
+        ValueError: another suffix, or `audio` that is not a finite [C, T] tensor.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".wav", ".flac"):
-        raise ValueError(f"`path` must end in .wav or .flac, got {str(path)!r}.")
-    data = audio_bytes(audio, sampling_rate, suffix[1:])
+    check_suffix(path, "path")
+    data = audio_bytes(audio, sampling_rate, Path(path).suffix.lower()[1:])
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
+def check_suffix(path: str | os.PathLike, name: str) -> None:
+    """Refuse a file that :func:`write_audio` cannot write, under the name of the argument that asked for it."""
+    if Path(path).suffix.lower() not in WRITABLE:
+        raise ValueError(f"`{name}` must end in .wav, .flac or .ogg, got {str(path)!r}; give it one of these endings.")
+
+
 def audio_bytes(audio: Tensor, sampling_rate: int, format: str = "flac") -> bytes:
-    """One clip [C, T] as the bytes of a 16-bit "flac" or "wav" file."""
+    """One clip [C, T] as the bytes of a 16-bit "flac" or "wav" file, or of an "ogg" file (Vorbis).
+
+    Vorbis is lossy, and libsndfile gives each stream a random serial number: the same clip sounds the same and has other bytes.
+    """
     check_audio(audio)
     if audio.dim() != 2:
         raise ValueError(f"`audio` must be one clip [C, T], got shape {tuple(audio.shape)}; write clips one by one.")
     buffer = io.BytesIO()
     samples = audio.detach().float().clamp(-1, 1).T.cpu().numpy()
-    soundfile.write(buffer, samples, int(sampling_rate), format=format.upper(), subtype="PCM_16")
+    subtype = "VORBIS" if format == "ogg" else "PCM_16"
+    with soundfile.SoundFile(buffer, "w", int(sampling_rate), samples.shape[1], subtype, format=format.upper()) as file:
+        for start in range(0, len(samples), _WRITTEN_AT_ONCE):
+            file.write(samples[start : start + _WRITTEN_AT_ONCE])
     return buffer.getvalue()

@@ -107,7 +107,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "-o",
         "--output",
         type=Path,
-        help=f".wav or .flac file, written over if it is there ({DEFAULT_CLIP}, never written over)",
+        help=f".wav, .flac or .ogg (Vorbis) file, written over if it is there ({DEFAULT_CLIP}, never written over); with one --seed "
+        "an .ogg sounds the same and differs in some bytes",
     )
     generate.add_argument("--model", default="musicrl-tiny", help="bundled name, folder or Hub id (musicrl-tiny)")
     generate.add_argument("--duration", "--duration_s", type=float, default=5.0, help="seconds, at most 30 (5)")
@@ -226,7 +227,7 @@ def _fields_only(words: list[str], source: str) -> list[str]:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from .audio import MAX_DURATION_S, write_audio
+    from .audio import MAX_DURATION_S, check_suffix, write_audio
     from .devices import find_device, find_dtype
     from .generator import load_generator
     from .places import find_model
@@ -247,8 +248,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {arguments.duration!r}.")
     check_sampling(arguments.temperature, None, arguments.guidance_scale, frames=1)
     output: Path = arguments.output or DEFAULT_CLIP
-    if output.suffix.lower() not in (".wav", ".flac"):
-        raise ValueError(f"`output` must end in .wav or .flac, got {str(output)!r}.")
+    check_suffix(output, "output")
     numbers = range(1, arguments.number + 1)
     paths = [output] if arguments.number == 1 else [output.with_stem(f"{output.stem}_{i}") for i in numbers]
     there = [str(path) for path in paths if path.exists()]

@@ -65,8 +65,10 @@ def spectrum(audio: Tensor, sampling_rate: int) -> Spectrum:
             f"audio lasts {audio.shape[-1] / sampling_rate:.3f} s: it has to last {size / sampling_rate:.3f} s or more"
         )
     mono = audio.float().mean(dim=1)
-    power = torch.stft(mono, size, hop, window=torch.hann_window(size), center=False, return_complex=True).abs() ** 2
-    return Spectrum(power / size, torch.fft.rfftfreq(size, 1 / sampling_rate), hop / sampling_rate)
+    window = torch.hann_window(size, device=mono.device)
+    power = torch.stft(mono, size, hop, window=window, center=False, return_complex=True).abs() ** 2
+    frequencies = torch.fft.rfftfreq(size, 1 / sampling_rate, device=mono.device)
+    return Spectrum(power / size, frequencies, hop / sampling_rate)
 
 
 def chroma(spec: Spectrum) -> Tensor:
@@ -87,7 +89,7 @@ def chroma(spec: Spectrum) -> Tensor:
     log_left, log_centre, log_right = (torch.log(part + 1e-12) for part in (left, centre, right))
     curvature = (log_left - 2 * log_centre + log_right).clamp(max=-1e-6)
     offset = (0.5 * (log_left - log_right) / curvature).clamp(-0.5, 0.5)
-    frequency = (torch.arange(first, last).view(1, -1, 1) + offset) * step
+    frequency = (torch.arange(first, last, device=offset.device).view(1, -1, 1) + offset) * step
     semitone = 69 + 12 * torch.log2(frequency / 440.0)
     nearest = semitone.round()
     in_tune = torch.cos(torch.pi * (semitone - nearest)).clamp(min=0)  # 1 on the pitch, 0 a quarter tone off
@@ -103,7 +105,7 @@ def diatonic_share(spec: Spectrum) -> Tensor:
     has about 7 / 12, and a silent clip has 0.
     """
     energy = spec.chroma.sum(dim=2)
-    scales = torch.zeros(12, 12)
+    scales = energy.new_zeros(12, 12)
     for root in range(12):
         scales[root, [(root + degree) % 12 for degree in MAJOR_SCALE]] = 1
     total = energy.sum(dim=1)
@@ -168,7 +170,7 @@ def rhythmic_steadiness(spec: Spectrum) -> Tensor:
         return onsets.new_zeros(len(onsets))
     correlation = torch.fft.irfft(torch.fft.rfft(onsets, 2 * frames).abs() ** 2)[:, : last + 1]
     # The sum at lag k has frames - k terms; without this a long beat would look less steady than a short one.
-    unbiased = correlation * (frames / (frames - torch.arange(last + 1)))
+    unbiased = correlation * (frames / (frames - torch.arange(last + 1, device=onsets.device)))
     steadiness = (unbiased[:, first:] / correlation[:, :1].clamp(min=1e-9)).max(dim=1).values.clamp(0, 1)
     return torch.where(onsets.amax(dim=1) > AUDIBLE_ONSET, steadiness, torch.zeros_like(steadiness))
 
@@ -207,6 +209,6 @@ def variety(spec: Spectrum) -> Tensor:
     unit = segments / segments.norm(dim=2, keepdim=True).clamp(min=1e-9)
     similarity = unit @ unit.transpose(1, 2)
     heard = segments.sum(dim=2) > 1e-9
-    pairs = (heard[:, :, None] & heard[:, None, :]) & ~torch.eye(count, dtype=torch.bool)
+    pairs = (heard[:, :, None] & heard[:, None, :]) & ~torch.eye(count, dtype=torch.bool, device=heard.device)
     distance = ((1 - similarity) * pairs).sum(dim=(1, 2))
     return distance / pairs.sum(dim=(1, 2)).clamp(min=1)
