@@ -7,9 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from recorders import Again
+from tiny import tiny_generator
+
+from musicrl_hf import step_graph
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -54,6 +59,22 @@ def test_a_table_has_a_row_a_measurement(load_benchmark, tmp_path):
     rows = "\n\n| n | s |\n| --- | --- |\n| 1 | 2.0 |\n| 2 | 3.0 |"
     expected = "\n\n".join(f"**On a {name}.** Steps: `python x.py`, a {name}.{rows}" for name in ("CPU", "GPU"))
     assert text == f"before {table.BEGIN}\n{expected}\n{table.END} after"
+
+
+def test_a_recorded_step_is_measured_beside_a_launched_one(load_benchmark, monkeypatch):
+    cuda_graph = load_benchmark("cuda_graph")
+    monkeypatch.setitem(step_graph.RECORDERS, "cpu", Again)
+    given = SimpleNamespace(device="cpu", duration_s=0.2, repeats=2)
+    found = cuda_graph.compare(tiny_generator(), 2, 3.0, "greedy", given)
+    assert found["equal_codes"] == 1
+    assert min(found["seconds"].values()) > 0
+    assert cuda_graph.row_of(found)["codes"] == "greedy, 100.0 % the same"
+
+
+def test_a_recorded_step_is_not_measured_without_cuda(load_benchmark, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cuda_graph.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="`--device` is 'cpu', and only a CUDA device has graphs"):
+        load_benchmark("cuda_graph").main()
 
 
 def test_sampling_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):

@@ -2,11 +2,11 @@
 
 import warnings
 import weakref
-from contextlib import nullcontext
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from recorders import Again
 from tiny import tiny_generator
 
 from musicrl_hf import step_graph
@@ -18,38 +18,16 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA gr
 modes = pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 
 
-class Again:
-    """A recorder for the CPU: it runs the function again, into the same output."""
-
-    def __init__(self, device):
-        self.replays = 0
-        made.append(self)
-
-    def aside(self):
-        return nullcontext()
-
-    def record(self, function):
-        self.function, self.output = function, function()
-        return self.output
-
-    def replay(self):
-        self.replays += 1
-        self.output.copy_(self.function())
-
-
 class Never(Again):
     def record(self, function):
         super().record(function)  # as far as it came
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-made: list[Again] = []
-
-
 @pytest.fixture
 def on_cpu(monkeypatch):
-    made.clear()
-    monkeypatch.setitem(step_graph.RECORDERS, "cpu", Again)
+    made: list[Again] = []
+    monkeypatch.setitem(step_graph.RECORDERS, "cpu", lambda device: made.append(Again(device)) or made[-1])
     return made
 
 
