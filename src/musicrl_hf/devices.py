@@ -7,10 +7,10 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def find_device(name: str | None = None) -> torch.device:
+def find_device(name: str | None = None, argument: str = "device") -> torch.device:
     """The device with this name; without one the accelerator that torch finds (CUDA, MPS, ...), else the CPU.
 
-    `ACCELERATE_USE_CPU=true` keeps to the CPU, as it does for the trainers.
+    `ACCELERATE_USE_CPU=true` keeps to the CPU, as it does for the trainers. `argument` is what messages call the name.
 
     Raises:
         ValueError: a name that torch does not know, or a device that is not there.
@@ -28,7 +28,9 @@ def find_device(name: str | None = None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"`device` = {name!r} cannot be used here ({reason}); give cpu, or none to choose.") from None
+        raise ValueError(
+            f"`{argument}` = {name!r} cannot be used here ({reason}); give cpu, or none to choose."
+        ) from None
     return device
 
 

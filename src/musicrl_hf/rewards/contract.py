@@ -43,7 +43,7 @@ def ask_reward(
         reward, prompts, audio, sampling_rate: see `Reward`.
         name: the reward's name for messages.
         timeout_s: seconds that it may take; 0 for as long as it likes. Only a main thread can measure them, and only code
-            that comes back to Python now and then can be interrupted.
+            that comes back to Python now and then can be interrupted; who asks in another thread waits with a limit.
 
     Returns:
         scores [B] float32, detached.
@@ -52,10 +52,7 @@ def ask_reward(
         ValueError: it raised, or its scores are refused by `check_scores`.
         TimeoutError: it took longer.
     """
-    late = TimeoutError(
-        f"Reward `{name}` has not answered for {len(audio)} clips within {timeout_s:g} s: look at what it waits for, or "
-        "set `reward_timeout_s` higher (0 waits for ever)."
-    )
+    late = late_answer(name, len(audio), timeout_s)
     try:
         with _time_limit(timeout_s, late):
             scores = reward(prompts, audio, sampling_rate)
@@ -68,6 +65,14 @@ def ask_reward(
             f"{place.lineno})."
         ) from error
     return check_scores(scores, len(audio), name)
+
+
+def late_answer(name: str, clips: int, timeout_s: float) -> TimeoutError:
+    """The error of a reward that takes longer than `timeout_s` seconds for so many clips."""
+    return TimeoutError(
+        f"Reward `{name}` has not answered for {clips} clips within {timeout_s:g} s: look at what it waits for, or "
+        "set `reward_timeout_s` higher (0 waits for ever)."
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Left out: an entropy bonus, a KL coefficient that adapts itself, and a reward in
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,9 +21,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..rewards import CombinedReward, Reward, load_reward, load_rewards
-from ..rewards.combine import components_of, move_reward, split_specs
-from ..rewards.contract import ask_reward
+from ..rewards import Reward, load_reward, load_rewards
+from ..rewards.combine import move_reward, split_specs
 from . import losses
 from .callbacks import KLBudget, SampleWriter
 from .checkpoints import WholeCheckpoints
@@ -31,7 +31,7 @@ from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
 from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
-from .processes import combine_over_processes
+from .ppo_scoring import BackgroundScoring, ClipScorer
 from .seconds import Seconds
 
 
@@ -90,20 +90,13 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             check_prompts("eval_dataset", eval_dataset)
         policy = PolicyWithValue(model, args.value_model)
         self.anchor = Anchor(model, ref_model)
-        self.reward = reward
-        parts = reward if isinstance(reward, CombinedReward) else None
-        # What is also trained on is scored once.
-        self._watched_parts = [
-            name for name, part in (watch or {}).items() if parts and parts.rewards.get(name) is part
-        ]
-        others = {name: part for name, part in (watch or {}).items() if name not in self._watched_parts}
-        self.watch = CombinedReward(others, timeout_s=parts.timeout_s if parts else 0.0) if others else None
         self.frames = policy.generator.frames_for(args.duration_s)
         self._micro_batch, self._kl_weight = 0, 0.0
         self._clips: dict[str, Tensor] = {}
         self._orders: list[Tensor] = []
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._seconds = Seconds()
+        self._scorer = ClipScorer(policy.generator, reward, watch or {}, args, self._seconds)
         args.remove_unused_columns = False  # a data set of texts has no columns
         super().__init__(
             model=policy,
@@ -114,6 +107,11 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             callbacks=[*(callbacks or []), self._seconds],
         )
         self.anchor.to(self.accelerator.device)
+
+    @property
+    def reward(self) -> Reward:
+        """What is trained on."""
+        return self._scorer.reward
 
     # -- data: one batch of the loader is the prompts of a whole set of clips, repeated for each pass over it -----------
 
@@ -185,18 +183,21 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         generator = self.model.generator
         input_ids, attention_mask = generator.text_inputs(prompts)
         random = torch.Generator(args.device).manual_seed(self._rollout_seed())
-        with self.accelerator.autocast(), self._seconds.of("sample"):
-            sampled = [
-                generator.sample_codes(
-                    input_ids[c], attention_mask[c], self.frames, temperature=args.temperature, generator=random
-                )
-                for c in chunks
-            ]
-        codes = torch.cat(sampled)
-        clips = {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
+        sampled: list[Tensor] = []
+        with BackgroundScoring(self._scorer) if args.score_in_background else nullcontext() as background:
+            for c in chunks:
+                with self.accelerator.autocast(), self._seconds.of("sample"):
+                    codes = generator.sample_codes(
+                        input_ids[c], attention_mask[c], self.frames, temperature=args.temperature, generator=random
+                    )
+                sampled.append(codes)
+                if background is not None:
+                    background.add(prompts[c], codes)
+            codes = torch.cat(sampled)
 
-        # Step 2: listen. One number a clip, set against the prompt's other clips where there are any.
-        heard, components = self.score(prompts, codes)
+            # Step 2: listen. One number a clip, set against the prompt's other clips where there are any.
+            heard, components = self._scorer.score(prompts, codes) if background is None else background.scores()
+        clips = {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
         clips["scores"] = scores = losses.above_others(heard, args.num_generations)
         gathered = self.accelerator.gather(heard)
         if not bool(self.model.value_head.weight.any()):
@@ -279,34 +280,6 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         loss = policy_loss + args.vf_coef * value_loss
         return (loss, now) if return_outputs else loss
 
-    def score(self, prompts: list[str], codes: Tensor, evaluating: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rewards [B] of codes [B, K, F], and the mean of each part where the reward is a `CombinedReward`.
-
-        Args:
-            evaluating: score what is watched too, on the same sound; and leave out what a `CombinedReward` normalises over
-                the clips of a call (the weighted sum remains), which would make any two evaluations alike.
-        """
-        generator, size = self.model.generator, self.args.local_rollout_forward_batch_size
-        length = round(self.args.duration_s * generator.sampling_rate)
-        with self._seconds.of("decode"):
-            chunks = [
-                (prompts[i : i + size], generator.decode_codes(codes[i : i + size], length), generator.sampling_rate)
-                for i in range(0, len(prompts), size)
-            ]
-        with self._seconds.of("score"):
-            if isinstance(self.reward, CombinedReward):
-                components = components_of(self.reward, chunks)
-                plain = CombinedReward(self.reward.rewards, self.reward.weights)
-                scores = plain.combine(components) if evaluating else combine_over_processes(self.reward, components)
-            else:
-                components, scores = {}, torch.cat([ask_reward(self.reward, *chunk) for chunk in chunks])
-        means = {f"reward/{name}": values.mean() for name, values in components.items()}
-        if evaluating:
-            watched = {name: components[name] for name in self._watched_parts}
-            watched |= components_of(self.watch, chunks) if self.watch is not None else {}
-            means |= {f"watch/{name}": values.mean() for name, values in watched.items()}
-        return scores.to(codes.device), means
-
     # -- evaluation, logs, files -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -327,7 +300,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
                 codes = generator.sample_codes(
                     input_ids, attention_mask, self.frames, temperature=args.temperature, generator=random
                 )
-            scores, components = self.score(batch, codes, evaluating=True)
+            scores, components = self._scorer.score(batch, codes, evaluating=True)
             view = self.view(input_ids, attention_mask, codes)
             means = {
                 "reward": scores.mean(),
@@ -382,7 +355,7 @@ def run_ppo(job: PPOJob) -> Path:
     reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
     watch = {spec: reward.rewards.get(spec) or load_reward(spec) for spec in split_specs(job.watch)}
     for part in (reward, *watch.values()):
-        move_reward(part, args.device)
+        move_reward(part, args.rewards_at)
     generator = load_generator(job.model)
     lora = job.peft_config()
     model = generator if lora is None else add_lora(generator, lora, job.model)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
+from ..devices import find_device
 from ..rewards.combine import split_specs
 from .job import NORMALISE_HELP, TrainingJob, option
 
@@ -58,6 +60,15 @@ class PPOSettings:
         "doubles memory and time but leaves the policy's features to the policy",
     )
     local_rollout_forward_batch_size: int = option(64, "clips sampled and scored at once on each process")
+    reward_device: str | None = option(
+        None, 'device that rewards run on and get their clips on, such as "cpu" or "cuda:1"; empty for the policy\'s'
+    )
+    score_in_background: bool = option(
+        False,
+        "score clips while the next local_rollout_forward_batch_size are sampled, with the same numbers: worth it where "
+        "rewards run on another device (reward_device) or wait for something, such as a server; beside a policy on a GPU "
+        "give reward_device then too (cpu for a server), for what is asked of that GPU waits until it has sampled",
+    )
 
     def check_settings(self) -> None:
         """ValueError for values out of range and for combinations that contradict each other."""
@@ -90,12 +101,19 @@ class PPOSettings:
                 f"`whiten_rewards` False, got {self.gamma!r} and {self.whiten_rewards!r}; or use 'ppo'."
             )
 
-    def check_generations(self, clips: int) -> None:
-        """All clips of a prompt are in one set of one process: they are compared with each other."""
+    def check_clips(self, clips: int) -> None:
+        """ValueError for what does not go with so many clips of a set on each process."""
+        # All clips of a prompt are in one set of one process: they are compared with each other.
         if clips % self.num_generations:
             raise ValueError(
                 f"`num_generations` = {self.num_generations} must divide the {clips} clips of a set on each process "
                 "(per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches)."
+            )
+        if self.score_in_background and clips <= self.local_rollout_forward_batch_size:
+            raise ValueError(
+                f"`score_in_background` = True scores a part of a set while the next is sampled, but "
+                f"`local_rollout_forward_batch_size` = {self.local_rollout_forward_batch_size} takes the {clips} clips of a "
+                "set on each process at once; set it lower, to half of them or less, or score_in_background to False."
             )
 
     @property
@@ -126,9 +144,10 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
         if self.max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1 optimiser step, got {self.max_steps!r}.")
         self.check_multiple("max_steps", self.max_steps)
-        self.check_generations(self.train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
+        self.check_clips(self.train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
         if self.save_strategy != "no":
             self.check_multiple("save_steps", self.save_steps)
+        _ = self.rewards_at  # a device that is not there is known before anything is loaded
         if parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise ValueError(
                 "FSDP shares out the policy's weights, which PPO samples and saves as a whole; start one process a GPU with "
@@ -139,6 +158,11 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
                 f"{self.n_gpu} GPUs are visible to one process, which would split the batch behind the sampler's back; "
                 "start with `accelerate launch` (one process a GPU) or set CUDA_VISIBLE_DEVICES=0."
             )
+
+    @property
+    def rewards_at(self) -> torch.device:
+        """Where rewards get their clips: on `reward_device`, or else where the policy is."""
+        return self.device if self.reward_device is None else find_device(self.reward_device, "reward_device")
 
 
 @dataclass(kw_only=True)
@@ -195,9 +219,7 @@ class PPOJob(PPOSettings, TrainingJob):
             )
         self.check_multiple("max_steps", self.max_steps)
         self.check_multiple("save_steps", self.save_steps)
-        self.check_generations(
-            self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
-        )
+        self.check_clips(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
 
     def _check_guard(self) -> None:
         if self.guard_patience < 1:
