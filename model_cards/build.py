@@ -80,7 +80,7 @@ ADAPTERS = {
     "musicrl-tiny-u": ("u", "a preference reward that was learned from the choices"),
     "musicrl-tiny-ru": (
         "ru",
-        "a preference reward that was learned from the choices, with .35 of text adherence beside it, starting from musicrl-tiny-r",
+        ".65 of a preference reward that was learned from the choices and .35 of text adherence, starting from musicrl-tiny-r",
     ),
 }
 TUNED_LIMITS = [

@@ -8,7 +8,7 @@ from musicrl_hf.devices import find_device, find_dtype
 
 def test_without_a_name_it_is_the_accelerator_or_the_cpu(monkeypatch):
     there = torch.accelerator.current_accelerator(check_available=True)
-    assert find_device() == (torch.device("cpu") if there is None else there)
+    assert find_device() == find_device("") == (torch.device("cpu") if there is None else there)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert find_device() == torch.device("cpu")
 

@@ -211,6 +211,12 @@ def test_a_reward_device_that_is_not_there_is_refused(tmp_path):
         config(tmp_path, reward_device="cuda:99")
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_without_a_device_rewards_are_where_the_policy_is(tmp_path, name):
+    args = config(tmp_path, reward_device=name)
+    assert args.rewards_at == args.device
+
+
 @MODES
 def test_clips_are_handed_over_on_the_rewards_device(tmp_path, background):
     devices = []

@@ -80,6 +80,20 @@ def test_a_table_says_who_listened(recipe):
     )
 
 
+def test_what_judges_heard_is_one_row_a_system(recipe):
+    def heard(instrument, stuck):
+        shares = {key: {"share": instrument} for key in ("instrument", "backing", "tempo_within_8%", "key_neighbour")}
+        faults = {"silent": 0, "clipped": 0, "stuck": stuck}
+        return {**shares, "faulty_clips": faults, "frechet_distance": 48.2, "panel_taste": 0.25, "other_taste": -0.5}
+
+    seeds = {"0": {"base": heard(0.7, 1), "ru": heard(0.6, 2)}, "1": {"base": heard(0.7, 1), "ru": heard(0.7, 7)}}
+    lines = recipe("tables").judged_ranges({"judged": {"prompts": 9, "seeds": seeds}}).splitlines()
+    assert lines[2].startswith("| base | **70** % | **70** %")
+    assert lines[3].startswith("| RU | **65** % [60, 70] |")
+    assert lines[3].endswith("| **4** [2, 7] | **48** | **0.25** | **-0.50** |")
+    assert len(lines) == 4
+
+
 @pytest.mark.skipif(not (ROOT / "results" / "paper.json").exists(), reason="nothing was gathered yet")
 def test_what_is_shown_is_what_was_gathered(recipe):
     tables = recipe("tables")

@@ -153,6 +153,27 @@ def judged(found: dict[str, Any]) -> str:
     return table(["", "seed", *JUDGED.values(), "silent, clipped, stuck", "Frechet distance", *panels], rows)
 
 
+def judged_ranges(found: dict[str, Any]) -> str:
+    """The same in one row a system: the mean over the seeds and, where they differ, the lowest and the highest."""
+    parts = {label: lambda row, key=key: 100 * row[key]["share"] for key, label in JUDGED.items()}
+    parts |= {
+        "stuck on one note": lambda row: row["faulty_clips"]["stuck"],
+        "Frechet distance": lambda row: row["frechet_distance"],
+    }
+    parts |= {REWARDS[panel]: lambda row, panel=panel: row[panel] for panel in PANELS}
+    seeds = list(found["judged"]["seeds"].values())
+    rows = []
+    for name in [name for name in NAMES if all(name in heard for heard in seeds)]:
+        cells = [NAMES[name]]
+        for label, part in parts.items():
+            values = [part(heard[name]) for heard in seeds]
+            digits, unit = (2, "") if "panel" in label else (0, " %" if label in JUDGED.values() else "")
+            mean, low, high = (f"{v:.{digits}f}" for v in (sum(values) / len(values), min(values), max(values)))
+            cells.append(f"**{mean}**{unit}" + (f" [{low}, {high}]" if low != high else ""))
+        rows.append(cells)
+    return table(["", *parts], rows)
+
+
 def draw_curves(found: dict[str, Any]) -> list[str]:
     """An SVG for each long run: every reward against KL, each from its own start in its own spread; their file names."""
     import matplotlib
@@ -228,7 +249,15 @@ def summary(found: dict[str, Any]) -> str:
         "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
         "More of what was measured: [results/README.md](results/README.md)."
     )
-    return "\n\n".join([win_rates(found), opinion_scores(found), note])
+    parts = [win_rates(found), opinion_scores(found)]
+    if found.get("judged"):
+        heard = found["judged"]["prompts"]
+        parts += [
+            f"What no reward heard: {heard} clips by the judges of instrument, tempo and key, and simulated listeners who took part in no "
+            "run; means over the seeds, lowest and highest.",
+            judged_ranges(found),
+        ]
+    return "\n\n".join([*parts, note])
 
 
 def page(found: dict[str, Any], plots: Sequence[str]) -> str:

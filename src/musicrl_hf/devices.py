@@ -19,7 +19,7 @@ def find_device(name: str | None = None, argument: str = "device") -> torch.devi
         >>> find_device("cpu")
         device(type='cpu')
     """
-    if name is None:
+    if not name:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         found = None if on_cpu else torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found

@@ -65,9 +65,9 @@ class PPOSettings:
     )
     score_in_background: bool = option(
         False,
-        "score clips while the next local_rollout_forward_batch_size are sampled, with the same numbers: worth it where "
-        "rewards run on another device (reward_device) or wait for something, such as a server; beside a policy on a GPU "
-        "give reward_device then too (cpu for a server), for what is asked of that GPU waits until it has sampled",
+        "score clips while the next local_rollout_forward_batch_size are sampled; the numbers are the same. It helps where "
+        "rewards run on another device (reward_device) or wait for a server. With the policy on a GPU set reward_device too "
+        "(cpu for a server): a GPU does its work in turn",
     )
 
     def check_settings(self) -> None:
@@ -162,7 +162,7 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
     @property
     def rewards_at(self) -> torch.device:
         """Where rewards get their clips: on `reward_device`, or else where the policy is."""
-        return self.device if self.reward_device is None else find_device(self.reward_device, "reward_device")
+        return find_device(self.reward_device, "reward_device") if self.reward_device else self.device
 
 
 @dataclass(kw_only=True)
