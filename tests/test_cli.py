@@ -134,6 +134,17 @@ def test_evaluate_tells_a_wrong_name_before_it_samples(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_job_that_is_done_leaves_the_other_processes(capsys):
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert main(["power"]) == 0
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def test_training_says_one_short_line_for_each_log(model, tmp_path):
     """In a process of its own, as a user starts it: what libraries say besides would stand there too."""
     (tmp_path / "prompts.txt").write_text("slow air\nfast reel\n")

@@ -677,6 +677,7 @@ for lora, objective in ((False, "paper"), (True, "ppo")):
     assert logs[0][2] is not None
     if trainer.accelerator.is_main_process:
         print("agreed", objective, lora)
+trainer.accelerator.end_training()
 """
 
 
