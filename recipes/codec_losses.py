@@ -23,10 +23,10 @@ def mel_filters(size: int, n_mels: int) -> Tensor:
 class ReconstructionLoss:
     """Relative L1 of wave, complex spectra and magnitudes, and the distance of log-mel spectra at three resolutions."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self) -> None:
         sizes = {*STFT_SIZES, *(size for size, _ in MEL_SCALES)}
-        self.windows = {size: torch.hann_window(size, device=device) for size in sizes}
-        self.filters = {size: mel_filters(size, n_mels).to(device) for size, n_mels in MEL_SCALES}
+        self.windows = {size: torch.hann_window(size) for size in sizes}
+        self.filters = {size: mel_filters(size, n_mels) for size, n_mels in MEL_SCALES}
 
     def spectrum(self, wave: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Complex spectrum and magnitude [B, bins, frames] of [B, T]."""

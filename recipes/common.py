@@ -141,6 +141,8 @@ def record(args: argparse.Namespace, name: str, results: dict) -> None:
         words[words.index("--work") + 1] = "build/tiny"  # whose folder it was does not matter
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    on_gpu = vars(args).get("device", "cpu").startswith("cuda")
+    gpu = f"trained on one {torch.cuda.get_device_name()}" if on_gpu else "no GPU"
     write_json(
         args.results / f"{name}.json",
         results
@@ -148,7 +150,7 @@ def record(args: argparse.Namespace, name: str, results: dict) -> None:
             "command": "python recipes/" + shlex.join([Path(sys.argv[0]).name, *words]),
             "seed": args.seed,
             "date": time.strftime("%Y-%m-%d"),
-            "hardware": f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores used, no GPU",
+            "hardware": f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores used, {gpu}",
             "versions": versions(),
         },
     )
