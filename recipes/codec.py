@@ -297,9 +297,17 @@ def measure_instruments(judges: Judges, model: EncodecModel, clips: np.ndarray, 
     return instruments_kept(judges.classifier, audio, decoded, rows)
 
 
-def publish(args, model: EncodecPackageModel, spent: dict) -> None:
-    """Save as transformers' EncodecModel, measure it on held-out clips, and record that with what was `spent`."""
-    folder = args.work / "codec"
+def main() -> None:
+    args = stage_arguments(__doc__.splitlines()[0], minutes=90).parse_args()
+    start(args)
+    folder, finished = args.work / "codec", args.work / "codec_finished.json"
+    if finished.exists() and not args.force:
+        return say(f"{finished} is there")
+    clips, rows = load_clips(args.work, "train")
+    model = build()
+    model.train()
+    ears = load_or_train_ears(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
+    progress = train(args, model, clips, rows, ears)
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
@@ -312,24 +320,10 @@ def publish(args, model: EncodecPackageModel, spent: dict) -> None:
     results["other_sound_font"] = evaluate(converted, other_font[:n_clips])
     size = sum(p.numel() for p in model.encoder.parameters()) + sum(p.numel() for p in model.decoder.parameters())
     results |= {"bandwidth_kbps": BANDWIDTH, "network_parameters": size, "parity_with_encodec_package": parity}
-    results |= spent
+    results |= {"steps": progress["steps"], "minutes": round(progress["seconds"] / 60, 1)}
     say(str(results))
     record(args, "codec", results)
-    write_json(args.work / "codec_finished.json", results)
-
-
-def main() -> None:
-    args = stage_arguments(__doc__.splitlines()[0], minutes=90).parse_args()
-    start(args)
-    finished = args.work / "codec_finished.json"
-    if finished.exists() and not args.force:
-        return say(f"{finished} is there")
-    clips, rows = load_clips(args.work, "train")
-    model = build()
-    model.train()
-    ears = load_or_train_ears(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
-    progress = train(args, model, clips, rows, ears)
-    publish(args, model, {"steps": progress["steps"], "minutes": round(progress["seconds"] / 60, 1)})
+    write_json(finished, results)
 
 
 if __name__ == "__main__":
