@@ -64,22 +64,26 @@ class Point:
     def operations(self, kind: str) -> float:
         """Multiplications and additions: two a weight and position, and attention's four H a layer and pair of positions.
 
-        A sampled position sees those before it, half of the square; in training the whole square is computed, and the backward
-        pass is twice the forward one.
+        A sampled position sees those before it, half of the square; in training the whole square is computed, the backward
+        pass is twice the forward one, and the heads' logits are worked out once more.
         """
         positions, seen = self.batch * self.steps, (self.steps / 2 if kind == "sampling" else self.steps) + TEXT
         forward = positions * (2 * self.weights + 4 * self.layers * self.width * seen)
-        return forward if kind == "sampling" else 3 * forward
+        return forward if kind == "sampling" else 3 * forward + self.heads_again
+
+    @property
+    def heads_again(self) -> int:
+        """Operations of the heads in the backward pass, which works their logits out anew."""
+        return 2 * self.batch * self.steps * self.codebooks * self.codebook_size * self.width
 
     def numbers(self, kind: str) -> float:
         """Floats that are held. Sampling: keys and values, and a second copy of the weights, whose layout is faster to read.
-        A step: gradients, and for each position what the backward pass needs, 24 H a layer, and logits and their gradient. The 24
-        is fitted to the measured batch of 16: counting the tensors of a layer gave 20 and attention's copies, first taken as 34."""
+        A step: gradients, and for each position what the backward pass needs, 20 H a layer: the tensors of a layer, counted. That
+        attention copies none of them was told by the measured batch of 16; it was first taken as 34."""
         positions = self.batch * self.steps
         if kind == "sampling":
             return 2 * self.layers * positions * self.width + self.weights
-        kept = 24 * self.layers * self.width + 2 * self.codebooks * self.codebook_size
-        return self.trained + positions * kept
+        return self.trained + positions * 20 * self.layers * self.width
 
 
 AXES: dict[str, tuple[str, list[Point]]] = {  # name -> field that grows (or what else to show), its points

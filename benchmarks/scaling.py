@@ -65,7 +65,7 @@ class Size:
             "bfloat16 copy": 2 * point.weights,
             "anchor": 0 if adapter else 4 * point.trained,
             "gradients and AdamW": 12 * trained,
-            "activations": positions * (2 * self.layers * self.width + 2 * 24 * self.width + 3 * 4 * 4 * 2048),
+            "activations": positions * (2 * self.layers * self.width + 2 * 20 * self.width + 4 * 4 * 2048),
             "keys and values": CLIPS * self.cache,
         }
         return held | {"all": sum(held.values())}
@@ -85,7 +85,9 @@ class Size:
     def update_s(self, machine: Machine) -> float:
         """Seconds of one pass over the clips: policy forward, again for its checkpoints, and backward (4 forward passes), and
         the anchor; and, once a set of clips, policy and anchor as they were when it was sampled. 7 forward passes."""
-        return 7 * self.point.operations("step") / 3 / (machine.flops * machine.utilisation)
+        again = self.point.heads_again
+        forward = (self.point.operations("step") - again) / 3
+        return (7 * forward + again) / (machine.flops * machine.utilisation)
 
     def reduced(self, adapter: bool, gpus: int) -> float:
         """Bytes that each GPU sends in a ring all-reduce of float32 gradients."""
@@ -213,8 +215,8 @@ that is, and in brackets how many times the operations are; of memory in bracket
 * **A training step** has all positions at once and follows its operations: linear in the batch, and {by_length:.1f} times for clips six
   times as long, for attention compares all positions with all (the line counts the whole square; half of it is masked).
 * **Memory** of a step is what the backward pass keeps, linear in batch and length; gradients come while that goes. Its line is no
-  prediction at 16 clips: the 24 H that a layer keeps of a position were fitted there, from 34 at first, and what they are worth shows
-  in the other rows, where they are up to {off:.1f} times too many. Sampling holds keys and values and, on x86 CPUs, a second copy of the weights.
+  prediction at 16 clips: that a layer keeps 20 H of a position was chosen there, from 34 at first, and what it is worth shows
+  in the other rows, where the line is up to {off:.1f} times too many. Sampling holds keys and values and, on x86 CPUs, a second copy of the weights.
 
 ## What is assumed
 
@@ -228,7 +230,7 @@ that is, and in brackets how many times the operations are; of memory in bracket
   GPUs share without a word to each other.
 * PPO under DDP with `bf16`: weights, gradients and AdamW in float32 (4 + 4 + 8 bytes a trained number), the anchor in float32 (with
   LoRA it is the base, and costs nothing), matrices multiplied in bfloat16, of which a copy is held. Activations are checkpointed: one H a layer and position,
-  a layer's 24 H (fitted, see above), both in bfloat16, and three of [K, V] in float32 (logits, their gradient, the anchor's), for {MICRO_BATCH} clips at a time.
+  a layer's 20 H (see above), both in bfloat16, and one of [K, V] in float32 (the anchor's logits; the policy's own are worked out a few clips at a time), for {MICRO_BATCH} clips at a time.
 * Each GPU samples {CLIPS} clips of {CLIP_S:g} s, {small.point.steps} decoder steps, in bfloat16, and passes over them once. Gradients are
   reduced once an iteration, in float32, in a ring, while nothing else runs: a worst case, for DDP reduces while it computes.
 

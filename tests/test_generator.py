@@ -134,9 +134,9 @@ def test_logits_equal_stock_forward(saved):
     stock = MusicgenForConditionalGeneration.from_pretrained(folder)
     input_ids, mask = model.text_inputs(PROMPTS)
     codes = torch.randint(0, 16, (2, model.config.num_codebooks, 6))
-    scores = model.score_codes(codes, input_ids, mask)
+    ours = model.code_logits(codes, input_ids, mask)
     V, K = 16, model.config.num_codebooks
-    delayed = torch.full((2, K, scores.mask.shape[-1] + 1), V)
+    delayed = torch.full((2, K, ours.shape[2] + 1), V)
     for k in range(K):
         start = 1 + k // model.config.audio_channels
         delayed[:, k, start : start + 6] = codes[:, k]
@@ -144,7 +144,7 @@ def test_logits_equal_stock_forward(saved):
         logits = stock(
             input_ids=input_ids, attention_mask=mask, decoder_input_ids=delayed[..., :-1].reshape(2 * K, -1)
         ).logits
-    torch.testing.assert_close(scores.logits.flatten(0, 1), logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.flatten(0, 1), logits, rtol=0, atol=1e-5)
 
 
 # -- step log-probabilities -------------------------------------------------------------------------------------------
@@ -203,10 +203,10 @@ def test_pads_of_the_pattern_weigh_nothing():
     assert scores.mask.sum() == 2 * 4 * 5
     assert not scores.logprobs[~scores.mask].any()
     assert not scores.entropies[~scores.mask].any()
-    # The head that predicts codebook 3 gets gradient from its 5 frames only, not from the pads around them.
-    gradient = torch.autograd.grad(scores.logprobs.sum(), scores.logits)[0]
-    assert not gradient[~scores.mask].any()
-    assert gradient[scores.mask].abs().sum(-1).min() > 0
+    # What codebook 3 is predicted from gets gradient at its 5 frames only, not at the pads around them.
+    gradient = torch.autograd.grad(scores.logprobs[:, 3].sum(), scores.hidden)[0]
+    assert not gradient[~scores.mask[:, 3]].any()
+    assert gradient[scores.mask[:, 3]].abs().sum(-1).min() > 0
 
 
 def test_sampling_follows_the_scored_distribution():
@@ -215,9 +215,9 @@ def test_sampling_follows_the_scored_distribution():
     inputs = [part.expand(4000, -1) for part in model.text_inputs(PROMPTS[:1])]
     codes = model.sample_codes(*inputs, 1, temperature=0.8, generator=torch.Generator().manual_seed(0))
     frequencies = torch.bincount(codes.flatten(), minlength=4) / 4000
-    scores = model.score_codes(torch.zeros(1, 1, 1, dtype=torch.long), *model.text_inputs(PROMPTS[:1]), 0.8)
+    logits = model.code_logits(torch.zeros(1, 1, 1, dtype=torch.long), *model.text_inputs(PROMPTS[:1]), 0.8)
     # Four standard errors of a proportion: 4 * sqrt(.25 / 4000) = .032.
-    torch.testing.assert_close(frequencies, scores.logits[0, 0, 0].softmax(-1).detach(), rtol=0, atol=0.032)
+    torch.testing.assert_close(frequencies, logits[0, 0, 0].softmax(-1).detach(), rtol=0, atol=0.032)
 
 
 def test_dropout_is_off_after_disable_dropout():
@@ -304,7 +304,7 @@ def test_load_generator_takes_folders_adapters_and_adapters_on_adapters(saved, t
 def _logits(model):
     codes = torch.arange(5 * model.config.num_codebooks).reshape(1, -1, 5) % 16
     with torch.no_grad():
-        return model.score_codes(codes, torch.tensor([[3, 4, 1]]), torch.ones(1, 3, dtype=torch.long)).logits
+        return model.code_logits(codes, torch.tensor([[3, 4, 1]]), torch.ones(1, 3, dtype=torch.long))
 
 
 def test_dtype_is_the_users(saved):
@@ -407,8 +407,8 @@ def test_full_size_small_saved_stock_gives_the_same_logits(tmp_path):
         ).logits
         del stock
         ours = MusicRLForConditionalGeneration.from_pretrained(str(tmp_path / "small"))
-        scores = ours.score_codes(codes, input_ids, mask)
-    torch.testing.assert_close(scores.logits[0], expected, rtol=0, atol=1e-4)
+        logits = ours.code_logits(codes, input_ids, mask)
+    torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-4)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -1,50 +1,113 @@
+"""Scores by heads, chunk by chunk and worked out again in the backward pass, against their definitions."""
+
+import math
+
 import pytest
 import torch
+from torch import nn, tensor
+from torch.distributions import Categorical, kl_divergence
 
-from musicrl_hf.likelihood import code_likelihood
+from musicrl_hf import likelihood
+from musicrl_hf.likelihood import score_with_heads
 
-
-def plain(logits, codes):
-    """The definition, left to automatic differentiation."""
-    distribution = logits.log_softmax(-1)
-    return distribution.gather(-1, codes[..., None])[..., 0], -(distribution.exp() * distribution).sum(-1)
+K, B, S, H, V = 3, 5, 4, 6, 7
 
 
 @pytest.fixture
 def given():
     torch.manual_seed(0)
-    logits = 3 * torch.randn(2, 3, 5, 7, dtype=torch.float64)
-    return logits.requires_grad_(), torch.randint(7, (2, 3, 5)), torch.randn(2, 2, 3, 5, dtype=torch.float64)
+    heads = nn.ModuleList([nn.Linear(H, V) for _ in range(K)])
+    hidden = (3 * torch.randn(B, S, H)).requires_grad_()
+    codes, mask = torch.randint(V, (B, K, S)), torch.rand(B, K, S) > 0.3
+    return hidden, heads, codes, mask, V, 0.8, torch.randn(B, K, S, V)
 
 
-@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["log-probabilities", "entropies", "both"])
-def test_values_and_gradients_are_those_of_the_definition(given, used):
-    logits, codes, weights = given
+def as_they_are(hidden):
+    """A head whose hidden states are logits."""
+    return hidden
+
+
+def slow_twin(hidden, heads, codes, mask, _, temperature, ref_logits):
+    """One code at a time, by torch's own distributions."""
+    found = {name: torch.zeros(B, K, S) for name in ("logprobs", "entropies", "kl")}
+    for b, k, s in mask.nonzero().tolist():
+        of_code = Categorical(logits=heads[k](hidden[b, s]) / temperature)
+        found["logprobs"][b, k, s] = of_code.log_prob(codes[b, k, s])
+        found["entropies"][b, k, s] = of_code.entropy()
+        found["kl"][b, k, s] = kl_divergence(of_code, Categorical(logits=ref_logits[b, k, s]))
+    return found
+
+
+@pytest.mark.parametrize("clips_at_once", [1, 2, B])
+@pytest.mark.parametrize("used", [("logprobs",), ("entropies",), ("kl",), ("logprobs", "entropies", "kl")])
+def test_values_and_gradients_are_those_of_the_slow_twin(given, used, clips_at_once, monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", clips_at_once * S * V)
+    hidden, heads, *_ = given
+    weights = {name: torch.randn(B, K, S) for name in used}
+    expected, found = slow_twin(*given), vars(score_with_heads(*given))
     gradients = []
-    for function in (plain, code_likelihood):
-        found = function(logits, codes)
-        gradients.append(torch.autograd.grad(sum((found[i] * weights[i]).sum() for i in used), logits)[0])
-    for expected, value in zip(plain(logits, codes), code_likelihood(logits, codes), strict=True):
-        torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradients[1], gradients[0])
+    for values in (expected, found):
+        total = sum((values[name] * weights[name]).sum() for name in used)
+        gradients.append(torch.autograd.grad(total, [hidden, *heads.parameters()]))
+    for name in ("logprobs", "entropies", "kl"):
+        torch.testing.assert_close(found[name], expected[name])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
 
 
-def test_the_gradient_is_that_of_small_differences(given):
-    logits, codes, _ = given
-    assert torch.autograd.gradcheck(lambda tensor: code_likelihood(tensor, codes), (logits,))
-
-
-def test_only_the_logits_are_kept_for_the_backward_pass(given):
-    logits, codes, _ = given
+def test_no_logits_are_kept_for_the_backward_pass(given):
+    hidden, heads, codes, mask, _, temperature, _ = given
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        code_likelihood(logits, codes)
-    assert sum(tensor.shape == logits.shape for tensor in kept) == 1
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
+        score_with_heads(hidden, heads, codes, mask, V, temperature)
+    assert kept
+    assert not any(part.shape[-1] == V and part.dim() == 3 for part in kept)
+
+
+def test_clips_are_taken_in_slices_that_cover_them_once(monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 2 * 4 * 10)
+    heads = [nn.Linear(3, 10)]
+    sizes = []
+    heads[0].register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    for clips, steps, wanted in ((5, 4, [2, 2, 1]), (2, 4, [2]), (3, 100, [1, 1, 1])):
+        sizes.clear()
+        codes = torch.zeros(clips, 1, steps, dtype=torch.long)
+        scores = score_with_heads(torch.randn(clips, steps, 3), heads, codes, codes == 0, 10)
+        assert sizes == wanted
+        assert scores.logprobs.shape == (clips, 1, steps)
+
+
+def test_kl_is_the_sum_over_the_codebook():
+    p, q = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
+    logits = tensor(p).log().view(1, 1, 3) + 5.0  # logits are log-probabilities up to a constant
+    ref_logits = tensor(q).log().view(1, 1, 1, 3) - 2.0
+    by_hand = 0.5 * math.log(2) + 0.25 * 0.0 + 0.25 * math.log(0.5)  # = ln 2 / 4
+    assert by_hand == pytest.approx(math.log(2) / 4)
+    codes = tensor([[[0]]])
+    scores = score_with_heads(logits, [as_they_are], codes, codes == 0, 3, ref_logits=ref_logits)
+    assert scores.kl.item() == pytest.approx(by_hand, abs=1e-6)
+    itself = score_with_heads(logits, [as_they_are], codes, codes == 0, 3, ref_logits=logits[:, None])
+    assert itself.kl.item() == 0
+
+
+def test_without_an_anchor_there_is_no_kl(given):
+    assert score_with_heads(*given[:5]).kl is None
+
+
+def test_statistics_are_asked_for_by_name_and_have_no_gradient(given):
+    hidden, heads, codes, mask, _, temperature, _ = given
+    asked = {"best": lambda logits, codes: logits.argmax(-1) == codes, "mean": lambda logits, _: logits.mean(-1)}
+    found = score_with_heads(hidden, heads, codes, mask, V, temperature, statistics=asked).statistics
+    logits = torch.stack([head(hidden) for head in heads], 1) / temperature
+    assert found["best"].tolist() == ((logits.argmax(-1) == codes) & mask).tolist()
+    torch.testing.assert_close(found["mean"], (logits.mean(-1) * mask).detach())
+    assert not found["mean"].requires_grad
 
 
 def test_logits_far_apart_stay_finite():
-    logits = torch.tensor([[[[1e4, 0.0, -1e4]]]], requires_grad=True)
-    logprobs, entropies = code_likelihood(logits, torch.tensor([[[2]]]))
-    assert (logprobs.item(), entropies.item()) == (-2e4, 0.0)
-    (logprobs + entropies).backward()
-    assert logits.grad.tolist() == [[[[-1.0, 0.0, 1.0]]]]
+    logits = tensor([[[1e4, 0.0, -1e4]]], requires_grad=True)
+    scores = score_with_heads(logits, [as_they_are], tensor([[[2]]]), tensor([[[True]]]), 3)
+    assert (scores.logprobs.item(), scores.entropies.item()) == (-2e4, 0.0)
+    (scores.logprobs + scores.entropies).sum().backward()
+    assert logits.grad.tolist() == [[[-1.0, 0.0, 1.0]]]

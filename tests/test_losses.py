@@ -22,31 +22,6 @@ def test_pads_pass_neither_nan_nor_gradient():
     assert values.grad.tolist() == [[[1.0, 0.0]]]
 
 
-def test_exact_kl_is_the_sum_over_the_codebook():
-    p, q = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
-    logits = tensor(p).log().view(1, 1, 1, 3) + 5.0  # logits are log-probabilities up to a constant
-    ref_logits = tensor(q).log().view(1, 1, 1, 3) - 2.0
-    by_hand = 0.5 * math.log(2) + 0.25 * 0.0 + 0.25 * math.log(0.5)  # = ln 2 / 4
-    assert by_hand == pytest.approx(math.log(2) / 4)
-    assert losses.exact_kl(logits, ref_logits, tensor([[[True]]])).tolist() == [[pytest.approx(by_hand, abs=1e-6)]]
-
-
-def test_exact_kl_equals_a_slow_twin_and_torch():
-    torch.manual_seed(0)
-    logits, ref_logits = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    mask = torch.rand(2, 3, 4) > 0.3
-    slow = torch.zeros(2, 4)
-    for b in range(2):
-        for s in range(4):
-            for k in range(3):
-                if mask[b, k, s]:
-                    p = torch.distributions.Categorical(logits=logits[b, k, s])
-                    q = torch.distributions.Categorical(logits=ref_logits[b, k, s])
-                    slow[b, s] += torch.distributions.kl_divergence(p, q)
-    assert_close(losses.exact_kl(logits, ref_logits, mask), slow)
-    assert losses.exact_kl(logits, logits, mask).abs().max() == 0
-
-
 def test_musicrl_objective_and_its_gradient_by_hand():
     # One clip of two steps, a = 0.25, R = 3, V = (1, 2): advantages 2 and 1.
     logprobs = tensor([[-0.5, -1.5]], requires_grad=True)

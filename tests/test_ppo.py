@@ -11,6 +11,7 @@ import soundfile
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from test_likelihood import as_they_are
 from test_losses import slow_gae
 from tiny import tiny_generator
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers import MusicgenForConditionalGeneration
 
 from musicrl_hf.config import load_config
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
+from musicrl_hf.likelihood import score_with_heads
 from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.training import losses
 from musicrl_hf.training.callbacks import KLBudget, MetricsWriter, SampleWriter
@@ -175,7 +177,9 @@ def test_ppo_with_exact_kl_has_the_gradient_of_the_regularised_expectation():
     for i, j in itertools.product(range(3), range(3)):
         logits = torch.stack([first, second[i]])[None, None]  # [B = 1, K = 1, S = 2, V = 3]
         ref_logits = torch.stack([ref_first, ref_second[i]])[None, None]
-        divergence = losses.exact_kl(logits, ref_logits, torch.ones(1, 1, 2, dtype=torch.bool))
+        codes = torch.tensor([[[i, j]]])
+        scores_of_codes = score_with_heads(logits[:, 0], [as_they_are], codes, codes >= 0, 3, ref_logits=ref_logits)
+        divergence = scores_of_codes.kl[:, 0]
         logprobs = torch.stack([first.log_softmax(0)[i], second[i].log_softmax(0)[j]])[None]
         rewards = losses.step_rewards(scores[i, j][None], divergence.detach(), beta)
         values = torch.stack([baseline[3], baseline[i]])[None]
@@ -316,7 +320,7 @@ def test_a_given_anchor_is_the_anchor_also_with_lora(tmp_path):
     )
     codes = torch.randint(0, 16, (2, 4, 4))
     inputs = trainer.model.generator.text_inputs(PROMPTS[:2])
-    assert_close(trainer.anchor.scores(codes, *inputs, 0.99).logits, other.score_codes(codes, *inputs, 0.99).logits)
+    assert_close(trainer.anchor.logits(codes, *inputs, 0.99), other.code_logits(codes, *inputs, 0.99))
 
 
 def test_ru_with_lora_is_anchored_to_r_and_not_to_the_base(tmp_path):
@@ -331,10 +335,10 @@ def test_ru_with_lora_is_anchored_to_r_and_not_to_the_base(tmp_path):
     ru = MusicPPOTrainer(add_lora(load_generator(r_folder), LORA, str(r_folder)), loudness, config(tmp_path), PROMPTS)
     codes = torch.randint(0, 16, (2, 4, 4))
     inputs = ru.model.generator.text_inputs(PROMPTS[:2])
-    anchor = ru.anchor.scores(codes, *inputs, 0.99).logits
-    r_logits = r_trainer.model.generator.score_codes(codes, *inputs, 0.99).logits
+    anchor = ru.anchor.logits(codes, *inputs, 0.99)
+    r_logits = r_trainer.model.generator.code_logits(codes, *inputs, 0.99)
     assert_close(anchor, r_logits, atol=1e-5, rtol=1e-4)
-    base_logits = load_generator(base).score_codes(codes, *inputs, 0.99).logits
+    base_logits = load_generator(base).code_logits(codes, *inputs, 0.99)
     assert (anchor - base_logits).abs().max() > 1e-2
 
 

@@ -30,7 +30,7 @@ from musicrl_hf.evaluation.win_rates import (
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import LISTENER_VERSION
 from musicrl_hf.preferences.schema import read_prompts
-from musicrl_hf.training.losses import exact_kl
+from musicrl_hf.training.losses import step_sums
 
 OUT = Path(__file__).resolve().parents[2] / "results" / "paper.json"
 PAIRS = (
@@ -140,8 +140,8 @@ def divergence(name: str, base: str, prompts: list[str], duration_s: float) -> f
     codes = tuned.sample_codes(
         ids, mask, tuned.frames_for(duration_s), generator=torch.Generator().manual_seed(KL_SEED)
     )
-    ours, theirs = (model.score_codes(codes, ids, mask, 1.0) for model in (tuned, anchor))
-    return float(exact_kl(ours.logits, theirs.logits, ours.mask).sum(1).mean())
+    scores = tuned.score_codes(codes, ids, mask, ref_logits=anchor.code_logits(codes, ids, mask))
+    return float(step_sums(scores.kl, scores.mask).sum(1).mean())
 
 
 def spent(work: Path, name: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ class Sizes:
     duration_s: float = 3.0
     pairs_labelled: int = 5  # a prompt and round, of the iterated DPO: 128 prompts x 5 pairs x 2 clips x 2 rounds
     dpo_steps: int = 150
-    reward_steps: int = 400
+    reward_steps: int = 200  # as many as of the loop's own reward
     clips_per_prompt: int = 4  # of a step, compared with each other
     long_steps: int = 96  # of the runs that are to go too far
     eval_every: int = 8  # steps
@@ -179,7 +179,7 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
         words = (
             *("reward", "--preferences", str(seed / "votes"), "--test_share", "0.15", "--seed", str(number)),
             *("--max_steps", str(sizes.reward_steps), "--weight_decay", "0.1", "--learning_rate", "2e-4"),
-            *("--warmup_steps", "20", "--output_dir", str(folder)),
+            *("--warmup_steps", "20", "--cache_dir", str(out / "clips"), "--output_dir", str(folder)),
         )
         ensemble.append(Run(f"reward_of_ensemble_{number}", words, folder / "result.json"))
         members.append(f"preference:{folder}")

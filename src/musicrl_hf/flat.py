@@ -9,7 +9,7 @@ Inside, everything stays [B, K, S]: S decoder steps and K heads of V, never a se
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from .delay import codebook_delays, delay_codes, delay_mask, num_steps, undelay_codes
 from .generator import MusicRLConfig, MusicRLForConditionalGeneration
+from .likelihood import Statistic
 
 
 def flatten_codes(codes: Tensor, codebook_size: int, audio_channels: int = 1) -> Tensor:
@@ -176,6 +177,14 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+_STATISTICS: dict[str, Statistic] = {
+    "log_sum_sq_probs": lambda logits, _: (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1),
+    "mean_logits": lambda logits, _: logits.mean(-1),
+    "is_top1": lambda logits, codes: logits.argmax(-1) == codes,
+}
+"""Fields of TRL's fused output beside log-probability and entropy, from logits [B, S, V] and codes [B, S]."""
+
+
 class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
     """A generator whose `forward` and `generate` speak flat ids; its checkpoints are stock MusicGens all the same.
 
@@ -232,35 +241,30 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
             return self._plain(batch, labels)
         if labels is None:
             raise ValueError("`labels` are needed with `fused_lm_head`: the ids, and -100 where nothing is scored.")
-        scores = self.score_codes(batch.codes, batch.text_ids, batch.text_mask, self.scoring_temperature)
+        asked = {name: _STATISTICS[name] for name in _STATISTICS.keys() & set(self.scored)}
+        scores = self.score_codes(
+            batch.codes, batch.text_ids, batch.text_mask, self.scoring_temperature, statistics=asked
+        )
         label_mask = labels[:, 1:] != -100
 
         def columns(values: Tensor) -> Tensor:
             return batch.to_flat(values)[:, 1:].masked_fill(~label_mask, 0)
 
         log_probs = columns(scores.logprobs)
-        logits, delayed = scores.logits, delay_codes(batch.codes, self.config.pad_code, self.config.audio_channels)
-        statistics: dict[str, Callable[[], Tensor]] = {
-            "entropy": lambda: scores.entropies,
-            "log_sum_sq_probs": lambda: (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1),
-            "mean_logits": lambda: logits.mean(-1),
-            "is_top1": lambda: logits.argmax(-1) == delayed,
-        }
-        found = {}
-        for name in statistics.keys() & set(self.scored):
-            with torch.set_grad_enabled(name == "entropy" and torch.is_grad_enabled()):
-                found[name] = columns(statistics[name]())
+        found = {name: columns(values) for name, values in scores.statistics.items()}
+        if "entropy" in self.scored:
+            found["entropy"] = columns(scores.entropies)
         return FusedCausalLMOutput(
             loss=-log_probs.sum() / label_mask.sum().clamp(min=1), log_probs=log_probs, label_mask=label_mask, **found
         )
 
     def _plain(self, batch: FlatBatch, labels: Tensor | None) -> CausalLMOutput:
-        scores = self.score_codes(batch.codes, batch.text_ids, batch.text_mask)
+        of_codes = self.code_logits(batch.codes, batch.text_ids, batch.text_mask)
         shape = (*batch.is_audio.shape, self.config.num_codebooks, self.config.codebook_size)
-        logits = scores.logits.new_full(shape, torch.finfo(scores.logits.dtype).min)
+        logits = of_codes.new_full(shape, torch.finfo(of_codes.dtype).min)
         rows, columns = batch.is_audio.nonzero(as_tuple=True)
         _, steps, codebooks = batch.is_code.transpose(1, 2).nonzero(as_tuple=True)
-        logits[rows, columns - 1, codebooks] = scores.logits[rows, codebooks, steps]
+        logits[rows, columns - 1, codebooks] = of_codes[rows, codebooks, steps]
         logits = logits.flatten(2)
         loss = None
         if labels is not None:

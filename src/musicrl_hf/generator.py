@@ -7,7 +7,8 @@ Meta published as `facebook/musicgen-*` loads here.
 import json
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,32 +28,16 @@ from .codec import AudioCodec
 from .configuration import MusicRLConfig
 from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
-from .likelihood import code_likelihood
+from .likelihood import Statistic, StepScores, score_with_heads
 from .places import check_model_type, find_model
 from .sampling import check_sampling, draw_codes
 from .step_decoder import StepDecoder
 from .step_graph import check_graph, next_logits
 
+# PEFT and TRL ask for it under its old name; the model has no say in that.
+warnings.filterwarnings("ignore", message=".?is_gradient_checkpointing.? is deprecated", category=FutureWarning)
+
 _DROPOUTS = ("dropout", "activation_dropout", "attention_dropout", "layerdrop")
-
-
-@dataclass
-class StepScores:
-    """What the generator thinks of given codes. Positions that hold no code are 0.
-
-    Attributes:
-        logprobs: [B, K, S] float32, log-probability of each code under `temperature`.
-        entropies: [B, K, S] float32, of each code's distribution, in nats.
-        mask: [B, K, S] bool, True where there is a code.
-        logits: [B, K, S, V] float32, divided by `temperature`.
-        hidden: [B, S, H] of the decoder's trunk.
-    """
-
-    logprobs: Tensor
-    entropies: Tensor
-    mask: Tensor
-    logits: Tensor
-    hidden: Tensor
 
 
 @dataclass
@@ -229,12 +214,19 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         ).last_hidden_state
         return hidden, delayed
 
-    def codebook_logits(self, hidden: Tensor) -> Tensor:
-        """Trunk states [B, S, H] to logits [B, K, S, V] float32, one head a codebook."""
-        return torch.stack([head(hidden) for head in self.decoder.lm_heads], 1).float()
+    def code_logits(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits [B, K, S, V] float32 of every code, divided by `temperature`; arguments as of `score_codes`."""
+        hidden, _ = self.decoder_hidden(codes, self.encode_text(input_ids, attention_mask), attention_mask)
+        return torch.stack([head(hidden) for head in self.decoder.lm_heads], 1).float() / temperature
 
     def score_codes(
-        self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0
+        self,
+        codes: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        temperature: float = 1.0,
+        ref_logits: Tensor | None = None,
+        statistics: Mapping[str, Statistic] | None = None,
     ) -> StepScores:
         """Log-probability of every code, with gradient.
 
@@ -242,17 +234,16 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             codes: [B, K, F]; clips shorter than F end in `pad_code`.
             input_ids, attention_mask: [B, P] from `text_inputs`.
             temperature: the one that the codes were sampled with.
+            ref_logits: [B, K, S, V] from `code_logits` of an anchor at the same temperature, for the KL to it.
+            statistics: see `score_with_heads`.
         """
         if temperature <= 0:
             raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
         text_states = self.encode_text(input_ids, attention_mask)
         hidden, delayed = self.decoder_hidden(codes, text_states, attention_mask)
-        logits = self.codebook_logits(hidden)
-        if temperature != 1:
-            logits = logits / temperature
-        mask = delayed != self.config.pad_code
-        chosen, entropies = code_likelihood(logits, delayed.clamp(max=self.config.codebook_size - 1))
-        return StepScores(chosen * mask, entropies * mask, mask, logits, hidden)
+        size, mask = self.config.codebook_size, delayed != self.config.pad_code
+        codes, heads = delayed.clamp(max=size - 1), self.decoder.lm_heads
+        return score_with_heads(hidden, heads, codes, mask, size, temperature, ref_logits, statistics)
 
     def step_logprobs(self, codes: Tensor, prompts: Sequence[str], temperature: float = 1.0) -> Tensor:
         """Log-probability of each decoder step [B, S]: its K codes together, pads of the delay pattern left out."""

@@ -1,60 +1,113 @@
-"""Log-probabilities and entropies of codes, for which nothing but the logits is kept until the backward pass.
+"""What the generator's heads say of given codes, without the logits of all of them ever lying in memory.
 
-Written as `log_softmax` and a sum, automatic differentiation keeps the distribution, its exponential and their product beside the
-logits: half of the memory of a training step of a small generator.
+Logits are K * V numbers a decoder step, many times its hidden state: kept for the backward pass with what a softmax and a
+divergence make of them, they are most of the memory of a training step. Here they are worked out for a few clips and one codebook
+at a time, and again in the backward pass, which costs one more product with the heads (activation checkpointing, Chen et al. 2016,
+arXiv:1604.06174).
 """
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_AT_ONCE = 2**20  # about; 4 MB
+
+Head = Callable[[Tensor], Tensor]
+Statistic = Callable[[Tensor, Tensor], Tensor]
 
 
-def code_likelihood(logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """What logits say of codes, with gradient to the logits.
+@dataclass
+class StepScores:
+    """What the generator thinks of given codes. Positions that hold no code are 0.
 
-    With d = log_softmax(logits) and p = exp(d): log p(c) = d_c and H = -sum_v p_v d_v, in nats.
+    Attributes:
+        logprobs: [B, K, S] float32, log-probability of each code under `temperature`.
+        entropies: [B, K, S] float32, of each code's distribution, in nats.
+        mask: [B, K, S] bool, True where there is a code.
+        hidden: [B, S, H] of the decoder's trunk.
+        kl: [B, K, S] float32, KL(pi || pi_0) of each code's distribution, exact, in nats; None without an anchor.
+        statistics: [B, K, S] each, what else was asked for, without gradient.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    mask: Tensor
+    hidden: Tensor
+    kl: Tensor | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+
+def score_with_heads(
+    hidden: Tensor,
+    heads: Iterable[Head],
+    codes: Tensor,
+    mask: Tensor,
+    codebook_size: int,
+    temperature: float = 1.0,
+    ref_logits: Tensor | None = None,
+    statistics: Mapping[str, Statistic] | None = None,
+) -> StepScores:
+    """Score codes by K heads, with gradient.
+
+    With d = log_softmax(logits / temperature), p = exp(d) and d0 the anchor's: log p(c) = d_c, H = -sum_v p_v d_v and
+    KL = sum_v p_v (d_v - d0_v), in nats: over the whole codebook, and not estimated from the code (MusicRL, section 3.2).
 
     Args:
-        logits: [B, K, S, V].
+        hidden: [B, S, H].
+        heads: K modules from [b, S, H] to [b, S, V].
         codes: [B, K, S] in [0, V).
-
-    Returns:
-        log-probabilities and entropies, both [B, K, S].
-
-    Example:
-        >>> code_likelihood(torch.zeros(1, 1, 1, 4), torch.tensor([[[2]]]))
-        (tensor([[[-1.3863]]]), tensor([[[1.3863]]]))
+        mask: [B, K, S] bool, which of them count.
+        codebook_size: V.
+        temperature: above 0.
+        ref_logits: [B, K, S, V] of the anchor, divided by its temperature; no gradient goes there.
+        statistics: what else to work out of logits [b, S, V], divided by the temperature, and codes [b, S] of one codebook:
+            functions to [b, S].
     """
-    return _CodeLikelihood.apply(logits, codes)
+    size = max(1, LOGITS_AT_ONCE // (hidden.shape[1] * codebook_size))
+    at_once = [slice(i, i + size) for i in range(0, len(hidden), size)]
+    found: list[dict[str, Tensor]] = []
+    for k, head in enumerate(heads):
+        parts = [
+            checkpoint(
+                _of_logits,
+                hidden[clips],
+                head,
+                codes[clips, k],
+                temperature,
+                None if ref_logits is None else ref_logits[clips, k],
+                statistics or {},
+                use_reentrant=False,
+                preserve_rng_state=False,  # there is no dropout in a head
+            )
+            for clips in at_once
+        ]
+        found.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    values = {name: torch.stack([of_one[name] for of_one in found], 1).masked_fill(~mask, 0) for name in found[0]}
+    named = {name: values.pop(name) for name in ("logprobs", "entropies")}
+    return StepScores(**named, mask=mask, hidden=hidden, kl=values.pop("kl", None), statistics=values)
 
 
-class _CodeLikelihood(torch.autograd.Function):
-    """One codebook at a time, so that what is in between is a K-th of the logits."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs, entropies = (logits.new_empty(codes.shape) for _ in range(2))
-        for k in range(logits.shape[1]):
-            distribution = logits[:, k].log_softmax(-1)
-            logprobs[:, k] = distribution.gather(-1, codes[:, k, :, None])[..., 0]
-            entropies[:, k] = -(distribution.exp() * distribution).sum(-1)
-        ctx.save_for_backward(logits, codes, entropies)
-        ctx.set_materialize_grads(False)
-        return logprobs, entropies
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, to_logprobs: Tensor | None, to_entropies: Tensor | None) -> tuple[Tensor, None]:
-        logits, codes, entropies = ctx.saved_tensors
-        gradient = torch.zeros_like(logits)
-        for k in range(logits.shape[1]):
-            distribution = logits[:, k].log_softmax(-1)
-            probabilities = distribution.exp()
-            if to_entropies is not None:  # dH / dlogit_v = -p_v (d_v + H)
-                surprise = (distribution + entropies[:, k, :, None]) * probabilities
-                gradient[:, k] -= surprise * to_entropies[:, k, :, None]
-            if to_logprobs is not None:  # dlog p(c) / dlogit_v = 1[v = c] - p_v
-                weights = to_logprobs[:, k, :, None]
-                gradient[:, k] -= probabilities * weights
-                gradient[:, k].scatter_add_(-1, codes[:, k, :, None], weights)
-        return gradient, None
+def _of_logits(
+    hidden: Tensor,
+    head: Head,
+    codes: Tensor,
+    temperature: float,
+    ref_logits: Tensor | None,
+    statistics: Mapping[str, Statistic],
+) -> dict[str, Tensor]:
+    logits = head(hidden).float()
+    if temperature != 1:
+        logits = logits / temperature
+    distribution = logits.log_softmax(-1)
+    probabilities = distribution.exp()
+    found = {
+        "logprobs": distribution.gather(-1, codes[..., None])[..., 0],
+        "entropies": -(probabilities * distribution).sum(-1),
+    }
+    if ref_logits is not None:
+        found["kl"] = (probabilities * (distribution - ref_logits.log_softmax(-1))).sum(-1)
+    with torch.no_grad():  # last: the backward pass works out again what stands above, and ends there
+        return found | {name: of(logits, codes) for name, of in statistics.items()}

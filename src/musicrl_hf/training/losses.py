@@ -22,24 +22,6 @@ def step_sums(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum(1)
 
 
-def exact_kl(logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
-    """KL(pi || pi_0) of each decoder step, exact: over the whole codebook and not estimated from the sampled code.
-
-    sum_k sum_v pi(v) (log pi(v) - log pi_0(v)), in nats (MusicRL, section 3.2). The codebooks of a step are drawn
-    independently given the past, so their divergences add up.
-
-    Args:
-        logits: [B, K, S, V] of the policy, with gradient; divided by the sampling temperature.
-        ref_logits: [B, K, S, V] of the anchor, divided by the same temperature.
-        mask: bool [B, K, S] (or [K, S]).
-
-    Returns:
-        [B, S], at least 0.
-    """
-    logprobs, ref_logprobs = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    return step_sums((logprobs.exp() * (logprobs - ref_logprobs)).sum(-1), mask)
-
-
 def musicrl_objective(logprobs: Tensor, rewards: Tensor, values: Tensor, kl: Tensor, kl_mix: float) -> Tensor:
     """The objective of MusicRL, to be maximised: REINFORCE with a value baseline, mixed with a KL to the anchor.
 
@@ -50,7 +32,7 @@ def musicrl_objective(logprobs: Tensor, rewards: Tensor, values: Tensor, kl: Ten
         logprobs: [B, S], of the sampled steps, with gradient.
         rewards: [B], one number a clip.
         values: [B, S], the baseline V(s_t).
-        kl: [B, S] from `exact_kl`, with gradient.
+        kl: [B, S], exact, with gradient.
         kl_mix: a in [0, 1].
 
     Returns:
@@ -112,7 +94,7 @@ def step_rewards(scores: Tensor, kl: Tensor, kl_coef: float) -> Tensor:
 
     Args:
         scores: [B], one number a clip.
-        kl: [B, S] from `exact_kl`, without gradient.
+        kl: [B, S], exact, without gradient.
         kl_coef: at least 0.
 
     Returns:

@@ -206,7 +206,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
 
         if args.objective == "ppo":
             # Step 3: the policy's view at sampling time: log-probabilities, values, exact KL to the anchor.
-            kept = ("logprobs", "values", "kl")  # and not the logits, which are large
+            kept = ("logprobs", "values", "kl")
             views = []
             for c in chunks:
                 view = self.view(input_ids[c], attention_mask[c], codes[c])
@@ -236,12 +236,10 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
     def view(
         self, input_ids: Tensor, attention_mask: Tensor, codes: Tensor, model: nn.Module | None = None
     ) -> dict[str, Tensor]:
-        """What policy, baseline and anchor say of codes [B, K, F]: the policy's outputs, and `kl` [B, S]."""
+        """What policy, baseline and anchor say of codes [B, K, F]: the policy's outputs."""
         inputs = (codes, input_ids, attention_mask, self.args.temperature)
         with self.accelerator.autocast():
-            anchor = self.anchor.scores(*inputs)
-            outputs = (self.model if model is None else model)(*inputs)
-        return {**outputs, "kl": losses.exact_kl(outputs["logits"], anchor.logits, outputs["mask"])}
+            return (self.model if model is None else model)(*inputs, self.anchor.logits(*inputs))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch=None

@@ -3,6 +3,7 @@
 import copy
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_p
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..generator import MusicRLForConditionalGeneration, StepScores, load_generator
+from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..places import unlock_weights
 from .checkpoints import ASIDE
 from .losses import step_sums
@@ -69,14 +70,15 @@ class PolicyWithValue(nn.Module):
         return generator_of(self.policy)
 
     def forward(
-        self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float
+        self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float, ref_logits: Tensor
     ) -> dict[str, Tensor]:
-        """Score codes [B, K, F].
+        """Score codes [B, K, F] and their distributions' distance from the anchor's logits [B, K, S, V].
 
         Returns:
-            logprobs [B, S] of the steps, values [B, S], entropy [B, S], logits [B, K, S, V] and mask [B, K, S].
+            logprobs, values, entropy and kl [B, S] of the steps, and mask [B, K, S].
         """
-        scores = self.generator.score_codes(codes, input_ids, attention_mask, temperature)
+        scores = self.generator.score_codes(codes, input_ids, attention_mask, temperature, ref_logits)
+        assert scores.kl is not None
         hidden = scores.hidden
         if self.value_trunk is not None:
             text_states = self.value_trunk.encode_text(input_ids, attention_mask)
@@ -85,7 +87,7 @@ class PolicyWithValue(nn.Module):
             "logprobs": step_sums(scores.logprobs, scores.mask),
             "values": self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0].float(),
             "entropy": step_sums(scores.entropies, scores.mask),
-            "logits": scores.logits,
+            "kl": step_sums(scores.kl, scores.mask),
             "mask": scores.mask,
         }
 
@@ -194,9 +196,7 @@ class Anchor:
         self.generator.to(device)
 
     @torch.no_grad()
-    def scores(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float) -> StepScores:
-        """What the anchor thinks of codes [B, K, F]."""
-        if self.adapted is None:
-            return self.generator.score_codes(codes, input_ids, attention_mask, temperature)
-        with self.adapted.disable_adapter():
-            return self.generator.score_codes(codes, input_ids, attention_mask, temperature)
+    def logits(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float) -> Tensor:
+        """The anchor's logits [B, K, S, V] of codes [B, K, F], divided by `temperature`."""
+        with nullcontext() if self.adapted is None else self.adapted.disable_adapter():
+            return self.generator.code_logits(codes, input_ids, attention_mask, temperature)

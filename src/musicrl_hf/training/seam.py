@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,6 @@ from ..flat import FlatMusicRLForCausalLM, FlatTokenizer
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..places import unlock_weights
 from .checkpoints import ASIDE, WholeCheckpoints
-
-# TRL asks for it under its old name at every step; the model has no say in that.
-warnings.filterwarnings("ignore", message=".?is_gradient_checkpointing.? is deprecated", category=FutureWarning)
 
 
 class _FlatTokenIds(logging.Filter):
