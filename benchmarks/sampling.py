@@ -4,12 +4,14 @@
     python benchmarks/sampling.py --size small --steps 20
 
 Both sides take turns in one process; a ratio is of two neighbours. The first command takes whole clips: codes, and sound from
-them. The second takes decoder steps of musicgen-small's size with random weights, beside the time that it takes to read the
+them; and beside them the matrix products alone that the codes cannot be had without, in the layout that is fastest here: how many
+times faster than `generate` a sampler of these weights could be if all else took no time. The second takes decoder steps of musicgen-small's size with random weights, beside the time that it takes to read the
 decoder's weights once: what a step cannot go below. Both leave a file in benchmarks/results; benchmarks/table.py shows them.
 """
 
 import argparse
 import statistics
+from collections import defaultdict
 
 import torch
 from measuring import Stopwatch, add_shared_options, hardware, peak_mb, shown, spread, write_result
@@ -19,6 +21,7 @@ from transformers import EncodecConfig, MusicgenDecoderConfig, MusicgenForCondit
 from musicrl_hf import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.bundled import resolve
 from musicrl_hf.configuration import MusicRLConfig
+from musicrl_hf.step_decoder import StepDecoder
 
 PROMPTS = ["a slow air played by a flute", "piano, fast tempo, with a band and drums"]
 LISTENING = {"do_sample": True, "top_k": 250}  # MusicGen's own settings
@@ -52,6 +55,23 @@ class Stock:
         )
 
 
+def products(decoder: StepDecoder, clips: int, steps: int) -> None:
+    """The products of a decoder's linear layers in so many steps, of states that mean nothing; neither attention nor draws."""
+    states = decoder.table.new_zeros(2 * clips, decoder.table.shape[1])
+    inner = decoder.layers[0].inner(states)
+    for _ in range(steps):
+        rows = clips  # a clip without text is the same clip until the first text is heard
+        for layer in decoder.layers:
+            layer.query_key_value(states[:rows])
+            layer.out(states[:rows])
+            layer.text_query(states[:clips])
+            layer.text_out(states[:clips])
+            rows = clips if decoder.guidance_scale == 1 else 2 * clips
+            layer.inner(states[:rows])
+            layer.outer(inner[:rows])
+        decoder.heads(states[:clips])
+
+
 def compare_clips(ours, stock: Stock, batch: int, scale: float, how: dict, given: argparse.Namespace) -> dict:
     """Whole clips: seconds of each side, ratios of neighbours, and peaks of memory."""
     seconds = stock.watch.seconds
@@ -68,18 +88,23 @@ def compare_clips(ours, stock: Stock, batch: int, scale: float, how: dict, given
     result: dict = {"batch": batch, "guidance_scale": scale, "greedy": how is GREEDY, "peak_mb": peaks}
     if how is GREEDY:
         result["same_codes"] = torch.equal(codes, stock.codes)
-    times: dict[str, list[float]] = {"codes": [], "sound": [], "stock_codes": [], "stock_sound": []}
+    times: dict[str, list[float]] = defaultdict(list)
+    decoder = StepDecoder(ours.decoder, ours.encode_text(ids, mask), mask, steps, scale)
     for _ in range(given.repeats):
         drawing = seconds(lambda: ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how))
         decoding = seconds(lambda: ours.decode_codes(codes))
         there = seconds(lambda: stock.generate(ids, mask, steps, scale, how))
         found = {"codes": drawing, "sound": drawing + decoding}
+        if given.device == "cpu":  # a GPU is waited for between them, if they are not recorded
+            found["products"] = seconds(lambda: products(decoder, batch, steps))
         found |= {"stock_codes": there - stock.decoding_s, "stock_sound": there}
         for name, value in found.items():
             times[name].append(value)
     result["median_s"] = {name: statistics.median(values) for name, values in times.items()}
     for kind in ("codes", "sound"):
         result[f"{kind}_ratio"] = spread([b / a for a, b in zip(times[kind], times[f"stock_{kind}"], strict=True)])
+    if "products" in times:
+        result["bound"] = spread([b / a for a, b in zip(times["products"], times["stock_codes"], strict=True)])
     return result
 
 
@@ -91,6 +116,7 @@ def clips_row(row: dict) -> dict[str, str]:
         "codes": ("greedy, the same" if row["same_codes"] else "greedy, OTHERS") if row["greedy"] else "top-k 250",
         "s for codes, here and stock": f"{taken['codes']:.2f}, {taken['stock_codes']:.2f}",
         "codes, times faster": shown(row["codes_ratio"]),
+        **({"were they products alone": shown(row["bound"])} if "bound" in row else {}),
         "with sound, times faster": shown(row["sound_ratio"]),
         "peak MB, here and stock": ", ".join("" if mb is None else f"{mb:.0f}" for mb in peaks.values()),
     }

@@ -85,9 +85,8 @@ class Size:
     def update_s(self, machine: Machine) -> float:
         """Seconds of one pass over the clips: policy forward, again for its checkpoints, and backward (4 forward passes), and
         the anchor; and, once a set of clips, policy and anchor as they were when it was sampled. 7 forward passes."""
-        again = self.point.heads_again
-        forward = (self.point.operations("step") - again) / 3
-        return (7 * forward + again) / (machine.flops * machine.utilisation)
+        forward = (self.point.operations("step") - self.point.heads_again) / 3
+        return 7 * forward / (machine.flops * machine.utilisation)
 
     def reduced(self, adapter: bool, gpus: int) -> float:
         """Bytes that each GPU sends in a ring all-reduce of float32 gradients."""

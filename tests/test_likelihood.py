@@ -57,12 +57,32 @@ def test_values_and_gradients_are_those_of_the_slow_twin(given, used, clips_at_o
 
 
 def test_no_logits_are_kept_for_the_backward_pass(given):
-    hidden, heads, codes, mask, _, temperature, _ = given
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
-        score_with_heads(hidden, heads, codes, mask, V, temperature)
+        score_with_heads(*given)
     assert kept
-    assert not any(part.shape[-1] == V and part.dim() == 3 for part in kept)
+    anchors = given[-1].untyped_storage().data_ptr()
+    assert not any(part.shape[-1:] == (V,) and part.untyped_storage().data_ptr() != anchors for part in kept)
+
+
+def test_in_bfloat16_many_parts_are_as_exact_as_one(monkeypatch):
+    torch.manual_seed(0)
+    heads, hidden, codes = [nn.Linear(32, 64)], torch.randn(64, 8, 32), torch.randint(64, (64, 1, 8))
+
+    def gradient(clips_at_once, dtype):
+        monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", clips_at_once * 8 * 64)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            scores = score_with_heads(hidden, heads, codes, codes >= 0, 64)
+        return torch.autograd.grad(scores.logprobs.sum(), heads[0].weight)[0]
+
+    exact = gradient(64, torch.float32)
+    one, many = ((gradient(clips, torch.bfloat16) - exact).norm() / exact.norm() for clips in (64, 1))
+    assert 0 < many < 1.5 * one
+
+
+def test_nothing_is_scored_as_nothing():
+    codes = torch.zeros(0, 1, 4, dtype=torch.long)
+    assert score_with_heads(torch.zeros(0, 4, 6), [nn.Linear(6, 7)], codes, codes > 0, 7).logprobs.shape == (0, 1, 4)
 
 
 def test_clips_are_taken_in_slices_that_cover_them_once(monkeypatch):

@@ -30,7 +30,7 @@ from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
 from .likelihood import Statistic, StepScores, score_with_heads
 from .places import check_model_type, find_model
-from .sampling import check_sampling, draw_codes
+from .sampling import check_sampling, check_temperature, draw_codes
 from .step_decoder import StepDecoder
 from .step_graph import check_graph, next_logits
 
@@ -216,8 +216,13 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
 
     def code_logits(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits [B, K, S, V] float32 of every code, divided by `temperature`; arguments as of `score_codes`."""
+        check_temperature(temperature)
         hidden, _ = self.decoder_hidden(codes, self.encode_text(input_ids, attention_mask), attention_mask)
-        return torch.stack([head(hidden) for head in self.decoder.lm_heads], 1).float() / temperature
+        shape = (len(hidden), len(self.decoder.lm_heads), hidden.shape[1], self.config.codebook_size)
+        logits = hidden.new_empty(shape, dtype=torch.float32)
+        for k, head in enumerate(self.decoder.lm_heads):
+            logits[:, k] = head(hidden)
+        return logits if temperature == 1 else logits.div_(temperature)
 
     def score_codes(
         self,
@@ -237,8 +242,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             ref_logits: [B, K, S, V] from `code_logits` of an anchor at the same temperature, for the KL to it.
             statistics: see `score_with_heads`.
         """
-        if temperature <= 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
+        check_temperature(temperature)
         text_states = self.encode_text(input_ids, attention_mask)
         hidden, delayed = self.decoder_hidden(codes, text_states, attention_mask)
         size, mask = self.config.codebook_size, delayed != self.config.pad_code

@@ -67,22 +67,23 @@ def score_with_heads(
             functions to [b, S].
     """
     size = max(1, LOGITS_AT_ONCE // (hidden.shape[1] * codebook_size))
-    at_once = [slice(i, i + size) for i in range(0, len(hidden), size)]
+    # Split once: a slice for each head would add up as many gradients, each as large as all clips.
+    clips = list(zip(hidden.split(size), codes.split(size), strict=True))
+    anchors = [None] * len(clips) if ref_logits is None else ref_logits.split(size)
     found: list[dict[str, Tensor]] = []
     for k, head in enumerate(heads):
         parts = [
             checkpoint(
                 _of_logits,
-                hidden[clips],
+                states,
                 head,
-                codes[clips, k],
+                chosen[:, k],
                 temperature,
-                None if ref_logits is None else ref_logits[clips, k],
+                None if anchor is None else anchor[:, k],
                 statistics or {},
                 use_reentrant=False,
-                preserve_rng_state=False,  # there is no dropout in a head
             )
-            for clips in at_once
+            for (states, chosen), anchor in zip(clips, anchors, strict=True)
         ]
         found.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     values = {name: torch.stack([of_one[name] for of_one in found], 1).masked_fill(~mask, 0) for name in found[0]}
@@ -98,7 +99,15 @@ def _of_logits(
     ref_logits: Tensor | None,
     statistics: Mapping[str, Statistic],
 ) -> dict[str, Tensor]:
-    logits = head(hidden).float()
+    device = hidden.device.type
+    # Autocast would keep one narrow copy of the head for all parts, and add up their gradients there, in its precision.
+    with torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    ):
+        logits = head(hidden).float()
     if temperature != 1:
         logits = logits / temperature
     distribution = logits.log_softmax(-1)

@@ -9,10 +9,15 @@ from torch import Tensor
 _BLOCK = 32  # codes: about the square root of a codebook
 
 
-def check_sampling(temperature: float, top_k: int | None, guidance_scale: float, frames: int) -> None:
-    """ValueError that names the sampling argument that is out of range."""
+def check_temperature(temperature: float) -> None:
+    """ValueError where logits cannot be divided by it."""
     if temperature <= 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
+
+
+def check_sampling(temperature: float, top_k: int | None, guidance_scale: float, frames: int) -> None:
+    """ValueError that names the sampling argument that is out of range."""
+    check_temperature(temperature)
     if top_k is not None and top_k < 1:
         raise ValueError(f"`top_k` must be at least 1, or None for no limit, got {top_k!r}.")
     if guidance_scale < 1:
