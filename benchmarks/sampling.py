@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --size small --steps 20
 
 Both sides take turns in one process; a ratio is of two neighbours. The first command takes whole clips: codes, and sound from
-them; and beside them the matrix products alone that the codes cannot be had without, in the layout that is fastest here: how many
+them; and beside them the matrix products alone that the codes cannot be had without, as fast as they are had here: how many
 times faster than `generate` a sampler of these weights could be if all else took no time. The second takes decoder steps of musicgen-small's size with random weights, beside the time that it takes to read the
 decoder's weights once: what a step cannot go below. Both leave a file in benchmarks/results; benchmarks/table.py shows them.
 """
@@ -56,15 +56,22 @@ class Stock:
 
 
 def products(decoder: StepDecoder, clips: int, steps: int) -> None:
-    """The products of a decoder's linear layers in so many steps, of states that mean nothing; neither attention nor draws."""
+    """The matrix products of so many steps, of numbers that mean nothing: linear layers, and attention's two, without its softmax."""
     states = decoder.table.new_zeros(2 * clips, decoder.table.shape[1])
     inner = decoder.layers[0].inner(states)
-    for _ in range(steps):
+
+    def attend(rows: int, keys: Tensor, values: Tensor) -> None:
+        query = states[:rows].view(-1, 1, keys.shape[-1])
+        torch.bmm(torch.bmm(query, keys.flatten(0, 1).mT), values.flatten(0, 1))
+
+    for step in range(steps):
         rows = clips  # a clip without text is the same clip until the first text is heard
         for layer in decoder.layers:
             layer.query_key_value(states[:rows])
+            attend(rows, layer.keys[:, :, : step + 1], layer.values[:, :, : step + 1])
             layer.out(states[:rows])
             layer.text_query(states[:clips])
+            attend(clips, layer.text_keys, layer.text_values)
             layer.text_out(states[:clips])
             rows = clips if decoder.guidance_scale == 1 else 2 * clips
             layer.inner(states[:rows])

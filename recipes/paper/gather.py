@@ -41,6 +41,8 @@ PAIRS = (
     ("ru", "u"),
     ("ru", "r"),
     ("ru2", "base"),
+    ("ru2", "r"),
+    ("ru2", "u"),
     ("ru2", "ru"),
 )
 PAPER = {  # Cideron et al. 2024, section 5.2: win rates in %, wins / (wins + losses), and mean opinion scores
@@ -147,7 +149,7 @@ def divergence(name: str, base: str, prompts: list[str], duration_s: float) -> f
 def spent(work: Path, name: str) -> dict[str, float]:
     """Seconds and peak memory of a method: of all its rounds, where it has some."""
     first, _, rounds = name.partition("_iterated_")
-    names = [name] if not rounds else [
+    names = [{"one": "long_one_reward"}.get(name, name)] if not rounds else [
         f"{step}_{i}" for i in range(1, int(rounds) + 1) for step in ("pairs", f"{first}_iterated")
     ]  # fmt: skip
     records = [json.loads(path.read_text()) for each in names if (path := work / "runs" / f"{each}.json").exists()]
@@ -159,9 +161,9 @@ def spent(work: Path, name: str) -> dict[str, float]:
     }
 
 
-def methods_table(work: Path) -> list[dict[str, Any]]:
-    """One row a method: win rate against the base, rewards, KL, diversity, seconds, peak memory."""
-    folder = work / "methods" / "evaluation"
+def against_base(work: Path, part: str) -> list[dict[str, Any]]:
+    """One row a system of WORK/PART/evaluation: win rate against the base, rewards, KL, diversity, seconds, peak memory."""
+    folder = work / part / "evaluation"
     if not (folder / "results.json").exists():
         return []
     result, votes = json.loads((folder / "results.json").read_text()), read_votes(folder / "votes.csv")
@@ -172,7 +174,7 @@ def methods_table(work: Path) -> list[dict[str, Any]]:
         if name != "base":
             rate = as_json(win_rate(votes, name, "base"))
             row |= {key: rate[key] for key in ("win_rate", "low", "high", "wins", "ties", "losses")}
-            tuned = work / "methods" / name
+            tuned = work / part / name
             if tuned.is_dir():
                 row["kl"] = divergence(str(tuned), "musicrl-tiny", prompts, result["settings"]["duration_s"])
             elif " best of " in name:  # at most log N - (N - 1) / N
@@ -197,7 +199,9 @@ def rewards_table(work: Path, seeds: Iterable[int]) -> dict[str, Any]:
 
 def _reward(path: Path) -> dict[str, Any]:
     metrics = json.loads(path.read_text())["metrics"]
-    return {key: metrics[key] for key in metrics if key not in ("rows", "train_loss")}
+    baselines = {_short(label): value for label, value in metrics.get("baselines", {}).items()}
+    kept = {key: value for key, value in metrics.items() if key not in ("rows", "train_loss")}
+    return kept | ({"baselines": baselines} if baselines else {})
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -231,13 +235,14 @@ def main() -> None:
         "date": made["date"],
         "hardware": made["hardware"],
         **compared(folders),
-        "methods": methods_table(args.work),
+        "methods": against_base(args.work, "methods"),
         "rewards": rewards_table(args.work, folders),
         "curves": {
             name: curve(args.work / "curves" / name)
             for name in ("one", "ensemble")
             if (args.work / "curves" / name / "result.json").exists()
         },
+        "reach": against_base(args.work, "curves"),
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
         "runs": runs,
         "paper": PAPER,

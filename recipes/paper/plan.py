@@ -10,6 +10,7 @@ PANEL = "musicrl_hf.preferences.listeners:panel_taste"  # held-out simulated lis
 OTHER = "musicrl_hf.preferences.listeners:other_taste"  # of another mix
 ENSEMBLE = 3  # rewards from other seeds
 BEST_OF, DPO_ROUNDS = 4, 2
+BEST_OF_BY_PANEL = 16  # as the panel itself would choose: a bound that no reward reaches
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,10 @@ def ablations(work: Path, sizes: Sizes) -> list[Run]:
     runs = []
     for name, words in variants.items():
         settings = words if "clap" in words else (*on_generator, *words)
-        settings = (*settings, *(("--baselines", "adherence", "quality") if name == "from_generator" else ()))
+        settings = (
+            *settings,
+            *(("--baselines", "adherence", "quality", PANEL, OTHER) if name == "from_generator" else ()),
+        )
         command = ("reward", *shared, *steps, *settings, "--output_dir", str(out / name))
         runs.append(Run(f"reward_{name}", command, out / name / "result.json"))
     held_out = (
@@ -170,7 +174,11 @@ def ablations(work: Path, sizes: Sizes) -> list[Run]:
 
 
 def curves(work: Path, sizes: Sizes) -> list[Run]:
-    """Runs that go on until the reward that is trained and the held-out panels part: one reward, and an ensemble's worst."""
+    """Runs that go on until the reward that is trained and the held-out panels part: one reward, and an ensemble's worst.
+
+    The first is compared with the base at its end, and with what the panel itself chooses of the base's clips: how far these
+    listeners can be moved.
+    """
     seed, out = work / "seed_0", work / "curves"
     single = f"preference:{seed / 'preference'}"
     members, ensemble = [], []
@@ -218,4 +226,18 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
         ),
         out / "ensemble" / "result.json",
     )
-    return [one, *ensemble, worst]
+    compare = (
+        *("evaluate", "--models", "base=musicrl-tiny", f"one={out / 'one'}", "--rewards", "adherence", "quality"),
+        *(
+            single,
+            PANEL,
+            OTHER,
+            "--prompts",
+            str(seed / "heldout_prompts.txt"),
+            "--duration_s",
+            f"{sizes.duration_s:g}",
+        ),
+        *("--best_of", str(BEST_OF_BY_PANEL), "--best_of_reward", PANEL),
+        *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
+    )
+    return [one, *ensemble, worst, Run("curves_evaluation", compare, out / "evaluation")]

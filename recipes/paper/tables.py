@@ -22,6 +22,15 @@ REWARDS = {
     "panel_taste": "held-out panel",
     "other_taste": "panel of another taste",
 }
+METHODS = {
+    "ppo": "PPO",
+    "reinforce": "REINFORCE (the paper's objective)",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dpo": "DPO on the votes",
+    "dpo_iterated_2": "DPO, two rounds on pairs that the reward labels",
+    "one": "PPO without KL, at twice the rate, to its end",
+}
 JUDGED = {
     "instrument": "instrument",
     "backing": "accompaniment",
@@ -29,6 +38,7 @@ JUDGED = {
     "key_neighbour": "key or neighbour",
 }
 
+GUARDED = ("panel_taste", "other_taste", "adherence")  # what a guard is to keep
 PANELS = ("panel_taste", "other_taste")  # simulated, of listeners who take no part in a run
 
 
@@ -87,21 +97,18 @@ def systems(found: dict[str, Any]) -> str:
     return table(["", "KL to the base (nats a clip)", *(REWARDS[key] for key in keys), *kept], rows)
 
 
-def methods(found: dict[str, Any]) -> str:
+def methods(systems: Sequence[dict[str, Any]]) -> str:
     rows = []
-    for row in found["methods"]:
+    for row in systems:
         rate = (
             f"{percent(row['win_rate'])} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" if "win_rate" in row else ""
         )
         rows.append(
             [
-                row["method"],
+                METHODS.get(row["method"], row["method"]),
                 rate,
                 f"{row['mean_rating']:.2f}",
-                *(
-                    f"{row[key]:.3f}" if key in row else ""
-                    for key in ("preference", "panel_taste", "adherence", "quality")
-                ),
+                *(f"{row[key]:.3f}" if key in row else "" for key in ("preference", *PANELS, "adherence", "quality")),
                 f"{row['kl']:.1f}" if "kl" in row else "",
                 f"{row['timbre_distance_db']:.2f}",
                 f"{row['seconds'] / 60:.0f}" if "seconds" in row else "",
@@ -112,8 +119,7 @@ def methods(found: dict[str, Any]) -> str:
         "method",
         "win rate against the base",
         "rating",
-        "learned preference",
-        "held-out panel",
+        *(REWARDS[key] for key in ("preference", *PANELS)),
         "adherence",
         "quality",
     ]
@@ -124,7 +130,10 @@ def rewards(found: dict[str, Any]) -> str:
     def line(name: str, row: dict[str, Any]) -> list[str]:
         low, high = row["chance_interval"]
         agreement = row["judged_by"]["agreement"]
-        others = ", ".join(f"{other} {percent(value['accuracy'])}" for other, value in row.get("baselines", {}).items())
+        others = ", ".join(
+            f"{REWARDS.get(other, other)} {percent(value['accuracy'])}"
+            for other, value in row.get("baselines", {}).items()
+        )
         return [
             name,
             percent(row["accuracy"]),
@@ -194,6 +203,7 @@ def draw_curves(found: dict[str, Any]) -> list[str]:
                 axis.plot([row[x] for row in rows], [(value - values[0]) / spread for value in values], label=label_of)
             axis.set_xlabel(label)
             axis.axhline(0, color="grey", linewidth=0.5)
+        axes[0].set_xscale("symlog", linthresh=10)
         axes[0].set_ylabel("change from the base, in each curve's own range")
         axes[1].legend(fontsize=8)
         figure.tight_layout()
@@ -209,14 +219,10 @@ def guards(found: dict[str, Any]) -> str:
     rows = []
     for name, points in found["curves"].items():
         best = max(points, key=lambda row: row["panel_taste"])
-        for guard, stopped in stops(points).items():
-            rows.append([name, guard, str(stopped["step"]), f"{stopped['kl']:.1f}", f"{stopped['panel_taste']:.3f}"])
-        rows.append(
-            [name, "(best for the panel)", str(best["step"]), f"{best['kl']:.1f}", f"{best['panel_taste']:.3f}"]
-        )
-        last = points[-1]
-        rows.append([name, "none", str(last["step"]), f"{last['kl']:.1f}", f"{last['panel_taste']:.3f}"])
-    return table(["run", "guard", "step", "KL (nats)", "held-out panel"], rows)
+        for guard, row in {**stops(points), "(best for the panel)": best, "none": points[-1]}.items():
+            heard = [f"{row[key]:.3f}" for key in GUARDED]
+            rows.append([name, guard, str(row["step"]), f"{row['kl']:.1f}", *heard])
+    return table(["run", "guard", "step", "KL (nats)", *(REWARDS[key] for key in GUARDED)], rows)
 
 
 def stops(
@@ -275,7 +281,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         rewards(found),
     ]
     if found["methods"]:
-        parts += ["## Other ways to tune, on the same reward and as many sampled clips", methods(found)]
+        parts += ["## Other ways to tune, on the same reward and as many sampled clips", methods(found["methods"])]
     if found["judged"]:
         parts += [
             f"## Independent judges ({found['judged']['prompts']} held-out prompts, guidance 1)",
@@ -284,6 +290,13 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
     if found["curves"]:
         images = "\n\n".join(f"![{name}]({name})" for name in plots)
         parts += ["## Too far", images, guards(found)]
+    if found["reach"]:
+        parts += [
+            "## How far these listeners can be moved",
+            "The long run on one reward at its end, and of the base's clips those that the held-out panel itself scores highest: nobody "
+            "trains on the panel, so this is a bound, and no method.",
+            methods(found["reach"]),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
