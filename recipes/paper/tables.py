@@ -251,7 +251,7 @@ def summary(found: dict[str, Any]) -> str:
     seeds = len(found["seeds"])
     note = (
         f"{seeds} training seed{'' if seeds == 1 else 's'} of `musicrl align --recipe {' and '.join(found['recipes'])}`, listeners "
-        f"{found['listeners']}: **simulated**, nobody listened. "
+        f"{found['listeners']}: **simulated**, nobody listened. Win rates leave ties out. "
         "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
         "More of what was measured: [results/README.md](results/README.md)."
     )
