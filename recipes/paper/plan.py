@@ -153,10 +153,8 @@ def ablations(work: Path, sizes: Sizes) -> list[Run]:
     runs = []
     for name, words in variants.items():
         settings = words if "clap" in words else (*on_generator, *words)
-        settings = (
-            *settings,
-            *(("--baselines", "adherence", "quality", PANEL, OTHER) if name == "from_generator" else ()),
-        )
+        if name == "from_generator":
+            settings = (*settings, "--baselines", "adherence", "quality", PANEL, OTHER)
         command = ("reward", *shared, *steps, *settings, "--output_dir", str(out / name))
         runs.append(Run(f"reward_{name}", command, out / name / "result.json"))
     held_out = (
@@ -227,16 +225,9 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
         out / "ensemble" / "result.json",
     )
     compare = (
-        *("evaluate", "--models", "base=musicrl-tiny", f"one={out / 'one'}", "--rewards", "adherence", "quality"),
-        *(
-            single,
-            PANEL,
-            OTHER,
-            "--prompts",
-            str(seed / "heldout_prompts.txt"),
-            "--duration_s",
-            f"{sizes.duration_s:g}",
-        ),
+        *("evaluate", "--models", "base=musicrl-tiny", f"one={out / 'one'}"),
+        *("--rewards", "adherence", "quality", single, PANEL, OTHER),
+        *("--prompts", str(seed / "heldout_prompts.txt"), "--duration_s", f"{sizes.duration_s:g}"),
         *("--best_of", str(BEST_OF_BY_PANEL), "--best_of_reward", PANEL),
         *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
     )

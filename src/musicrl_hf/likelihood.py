@@ -1,9 +1,9 @@
 """What the generator's heads say of given codes, without the logits of all of them ever lying in memory.
 
-Logits are K * V numbers a decoder step, many times its hidden state: kept for the backward pass with what a softmax and a
-divergence make of them, they are most of the memory of a training step. Here they are worked out for a few clips and one codebook
-at a time, and again in the backward pass, which costs one more product with the heads (activation checkpointing, Chen et al. 2016,
-arXiv:1604.06174).
+Logits are K * V numbers a decoder step, many times its hidden state: kept for the backward pass with what a softmax makes of them,
+they are a third of the memory of a small generator's training step, and more of one that has a divergence. Here they are worked out
+for a few clips and one codebook at a time, and again in the backward pass, which costs one more product with the heads (activation
+checkpointing, Chen et al. 2016, arXiv:1604.06174).
 """
 
 from collections.abc import Callable, Iterable, Mapping
