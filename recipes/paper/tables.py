@@ -204,6 +204,7 @@ def draw_curves(found: dict[str, Any]) -> list[str]:
             axis.set_xlabel(label)
             axis.axhline(0, color="grey", linewidth=0.5)
         axes[0].set_xscale("symlog", linthresh=10)
+        axes[0].set_xlim(left=0)
         axes[0].set_ylabel("change from the base, in each curve's own range")
         axes[1].legend(fontsize=8)
         figure.tight_layout()
