@@ -96,13 +96,15 @@ def compare_clips(ours, stock: Stock, batch: int, scale: float, how: dict, given
     if how is GREEDY:
         result["same_codes"] = torch.equal(codes, stock.codes)
     times: dict[str, list[float]] = defaultdict(list)
-    decoder = StepDecoder(ours.decoder, ours.encode_text(ids, mask), mask, steps, scale)
+    decoder = None
+    if given.device == "cpu":  # a GPU is waited for between products, if they are not recorded
+        decoder = StepDecoder(ours.decoder, ours.encode_text(ids, mask), mask, steps, scale)
     for _ in range(given.repeats):
         drawing = seconds(lambda: ours.sample_codes(ids, mask, frames, guidance_scale=scale, **how))
         decoding = seconds(lambda: ours.decode_codes(codes))
         there = seconds(lambda: stock.generate(ids, mask, steps, scale, how))
         found = {"codes": drawing, "sound": drawing + decoding}
-        if given.device == "cpu":  # a GPU is waited for between them, if they are not recorded
+        if decoder is not None:
             found["products"] = seconds(lambda: products(decoder, batch, steps))
         found |= {"stock_codes": there - stock.decoding_s, "stock_sound": there}
         for name, value in found.items():

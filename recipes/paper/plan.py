@@ -10,7 +10,7 @@ PANEL = "musicrl_hf.preferences.listeners:panel_taste"  # held-out simulated lis
 OTHER = "musicrl_hf.preferences.listeners:other_taste"  # of another mix
 ENSEMBLE = 3  # rewards from other seeds
 BEST_OF, DPO_ROUNDS = 4, 2
-BEST_OF_BY_PANEL = 16  # as the panel itself would choose: a bound that no reward reaches
+BEST_OF_BY_PANEL = 16  # as the panel itself would choose, on which nobody trains
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         parts += [
             "## How far these listeners can be moved",
             "The long run on one reward at its end, and of the base's clips those that the held-out panel itself scores highest: nobody "
-            "trains on the panel, so this is a bound, and no method.",
+            "trains on the panel, so this is no method, but what choosing can bring.",
             methods(found["reach"]),
         ]
     return "\n\n".join(parts) + "\n"
