@@ -98,6 +98,13 @@ def test_clips_are_taken_in_slices_that_cover_them_once(monkeypatch):
         assert scores.logprobs.shape == (clips, 1, steps)
 
 
+def test_an_accelerator_is_asked_about_more_clips_at_once():
+    on_a_cpu, elsewhere = (  # meta is any device that is no CPU
+        likelihood.clips_at_once(torch.empty(20, 500, 3, device=device), 1024) for device in ("cpu", "meta")
+    )
+    assert (on_a_cpu, elsewhere) == (2, 32)
+
+
 def test_kl_is_the_sum_over_the_codebook():
     p, q = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
     logits = tensor(p).log().view(1, 1, 3) + 5.0  # logits are log-probabilities up to a constant

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 2**20  # about; 4 MB
+LOGITS_AT_ONCE = 2**20  # about; 4 MB, which stay in a CPU's cache
+TIMES_ON_AN_ACCELERATOR = 16  # where each launch costs
 
 Head = Callable[[Tensor], Tensor]
 Statistic = Callable[[Tensor, Tensor], Tensor]
@@ -66,7 +67,7 @@ def score_with_heads(
         statistics: what else to work out of logits [b, S, V], divided by the temperature, and codes [b, S] of one codebook:
             functions to [b, S].
     """
-    size = max(1, LOGITS_AT_ONCE // (hidden.shape[1] * codebook_size))
+    size = clips_at_once(hidden, codebook_size)
     # Split once: a slice for each head would add up as many gradients, each as large as all clips.
     clips = list(zip(hidden.split(size), codes.split(size), strict=True))
     anchors = [None] * len(clips) if ref_logits is None else ref_logits.split(size)
@@ -89,6 +90,12 @@ def score_with_heads(
     values = {name: torch.stack([of_one[name] for of_one in found], 1).masked_fill(~mask, 0) for name in found[0]}
     named = {name: values.pop(name) for name in ("logprobs", "entropies")}
     return StepScores(**named, mask=mask, hidden=hidden, kl=values.pop("kl", None), statistics=values)
+
+
+def clips_at_once(hidden: Tensor, codebook_size: int) -> int:
+    """How many clips of hidden states [B, S, H] a head is asked about at once: at least one."""
+    numbers = LOGITS_AT_ONCE * (1 if hidden.device.type == "cpu" else TIMES_ON_AN_ACCELERATOR)
+    return max(1, numbers // (hidden.shape[1] * codebook_size))
 
 
 def _of_logits(
