@@ -26,7 +26,8 @@ def test_every_bundled_recipe_is_a_job():
         assert load_config(AlignJob, recipe_file(path.stem)).output_dir
 
 
-def test_the_loop_end_to_end(tmp_path, capsys):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_loop_end_to_end(bf16, tmp_path, capsys):
     """Random weights at tiny size: every stage runs on what the stage before it wrote, and the end is a stock MusicGen."""
     torch.manual_seed(0)
     tiny_generator().save_pretrained(tmp_path / "model")
@@ -48,9 +49,12 @@ def test_the_loop_end_to_end(tmp_path, capsys):
         reward_steps=2,
         ppo_steps=2,
         ppo_batch_size=2,
+        bf16=bf16,
     )
     out = run_align(job)
     printed = capsys.readouterr().out
+    trained = [json.loads((out / name / "result.json").read_text()) for name in ("preference", "r", "u", "ru")]
+    assert [record["config"]["bf16"] for record in trained] == [bf16] * 4
     result = json.loads((out / "evaluation" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru"]
     assert result["prompts"] == 3

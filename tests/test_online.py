@@ -363,8 +363,8 @@ def test_bad_job_fields_are_refused(kind, field, value):
 
 
 @both
-@pytest.mark.parametrize("lora_r", [0, 2])
-def test_job_from_prompts_to_saved_model(kind, lora_r, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("lora_r", "bf16"), [(0, False), (2, True)])
+def test_job_from_prompts_to_saved_model(kind, lora_r, bf16, tmp_path, monkeypatch):
     tiny_generator().save_pretrained(tmp_path / "base")
     (tmp_path / "prompts.txt").write_text("slow jazz\n\na happy reel\nloud rock\n")
     (tmp_path / "online_rewards.py").write_text(
@@ -383,6 +383,7 @@ def test_job_from_prompts_to_saved_model(kind, lora_r, tmp_path, monkeypatch):
         "per_device_train_batch_size": 4,
         "duration_s": 0.1,
         "lora_r": lora_r,
+        "bf16": bf16,
         "sample_steps": 2,
     }
     folder = run(job_class(**options))

@@ -68,6 +68,7 @@ class AlignJob:
     # "normalise_then_sum", .4 for the preference reward.
     kl_coef: float = _option(0.002, "reward lost a nat of KL to the model, on several rewards")
     preference_kl_coef: float = _option(0.01, "the same on the preference reward alone")
+    bf16: bool = _option(False, "train reward and generators in bfloat16, as `musicrl ppo --bf16 true` does")
     rounds: int = _option(1, "2 collects again, from `ru`, and tunes it on what was learned from both rounds' votes")
     seed: int = _option(0, "of everything")
 
@@ -229,6 +230,7 @@ def _learn(job: AlignJob, votes: Path, out: Path) -> None:
             max_steps=job.reward_steps,
             test_share=0.15,
             baselines=[job.adherence, job.quality],
+            bf16=job.bf16,
             seed=job.seed,
             **settings,
         )
@@ -260,6 +262,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
             lora_r=job.lora_r,
             lora_alpha=2 * job.lora_r,
             kl_coef=job.preference_kl_coef if alone else job.kl_coef,
+            bf16=job.bf16,
             seed=job.seed,
             logging_steps=4,
         )

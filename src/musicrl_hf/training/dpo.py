@@ -20,7 +20,7 @@ from ..preferences.codes import CODE_COLUMNS, cache_codes
 from ..preferences.listeners import count_listeners
 from ..preferences.schema import decided_pairs, load_preferences
 from ..preferences.splits import split_by_prompt
-from .job import TrainingJob, option, run_trainer
+from .job import BF16_HELP, TrainingJob, option, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -34,7 +34,7 @@ class MusicDPOConfig(DPOConfig):
     gradient_checkpointing: bool | None = option(
         None, "off here, where TRL has it on; activation_checkpointing turns it on"
     )
-    bf16: bool = option(False, "train in bfloat16 where the device can")
+    bf16: bool = option(False, BF16_HELP)
     report_to: str | list[str] | None = option("none", "where to report to")
     ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")
 

@@ -27,6 +27,10 @@ NORMALISE_HELP = (
     "lowest; see `CombinedReward`"
 )
 
+BF16_HELP = (
+    "train in bfloat16 (autocast; weights stay float32); a CPU needs AVX512-BF16 or the like for it to be faster"
+)
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with its help line."""
@@ -58,7 +62,7 @@ class TrainingJob:
     logging_steps: int = option(10, "optimiser steps between two lines of metrics")
     save_steps: int = option(0, "optimiser steps between two checkpoints; 0 for none")
     save_total_limit: int | None = option(2, "checkpoints that are kept")
-    bf16: bool = option(False, "train in bfloat16 where the device can")
+    bf16: bool = option(False, BF16_HELP)
     gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
     resume_from_checkpoint: str | None = option(
@@ -95,7 +99,7 @@ class TrainingJob:
             "save_strategy": "steps" if self.save_steps else "no",
             "save_steps": self.save_steps or self.max_steps,
             "activation_checkpointing": self.gradient_checkpointing,  # transformers' newer name for it
-            "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere torch warns and does not
+            **device_arguments(self.bf16),
         }
 
     def peft_config(self) -> LoraConfig | None:
@@ -125,6 +129,14 @@ class TrainingJob:
             ValueError: it is not whole, or holds pickled code.
         """
         return find_checkpoint(self.resume_from_checkpoint, self.output_dir)
+
+
+def device_arguments(bf16: bool) -> dict[str, bool]:
+    """What a trainer's config says of the device."""
+    return {
+        "use_cpu": bf16 and not torch.accelerator.is_available(),  # transformers asks to be told that a CPU is meant
+        "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere torch warns and does not
+    }
 
 
 def run_trainer(

@@ -19,7 +19,7 @@ from ..rewards import CombinedReward, Reward, load_rewards
 from ..rewards.combine import move_reward
 from ..rewards.contract import ask_reward, check_scores
 from .callbacks import SampleWriter
-from .job import NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
+from .job import BF16_HELP, NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
 from .processes import combine_over_processes
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
@@ -93,7 +93,7 @@ class RolloutArguments:
     gradient_checkpointing: bool | None = option(
         None, "off here, where TRL has it on; activation_checkpointing turns it on"
     )
-    bf16: bool = option(False, "train in bfloat16 where the device can")
+    bf16: bool = option(False, BF16_HELP)
     report_to: str | list[str] | None = option("none", "where to report to")
     ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")
 

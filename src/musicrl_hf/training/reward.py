@@ -46,7 +46,7 @@ from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter, ShortProgress
 from .checkpoints import ASIDE, find_checkpoint, train_or_stop, writing
-from .job import option, run_record
+from .job import BF16_HELP, device_arguments, option, run_record
 from .reward_report import accuracy_report, baseline_margins, report_text, share_right
 from .seam import PlainOutputs
 from .sequences import ClipSequences
@@ -100,7 +100,7 @@ class RewardJob:
     logging_steps: int = option(10, "optimiser steps between two lines of metrics")
     save_steps: int = option(0, "optimiser steps between two checkpoints; 0 for none")
     save_total_limit: int | None = option(2, "checkpoints that are kept")
-    bf16: bool = option(False, "train in bfloat16 where the device can")
+    bf16: bool = option(False, BF16_HELP)
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
     resume_from_checkpoint: str | None = option(
         None, 'folder of a checkpoint, or "last" for the last whole one in output_dir'
@@ -149,7 +149,7 @@ class RewardJob:
             gradient_checkpointing=None,  # off, where TRL has it on
             disable_dropout=self.backbone == "generator",
             ddp_find_unused_parameters=False,
-            dataloader_pin_memory=torch.cuda.is_available(),  # elsewhere torch warns and does not
+            **device_arguments(self.bf16),
         )
 
 
