@@ -1,3 +1,4 @@
+import io
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from musicrl_hf.audio import (
     ClipTooLongError,
+    _ogg_checksum,
     atomic_path,
     audio_bytes,
     check_audio,
@@ -47,7 +49,25 @@ def test_ogg_keeps_length_rate_and_tone(tmp_path, rate, channels, seconds):
     assert read_audio(paths[0])[1] == rate
     assert back.shape == audio.shape
     assert (back - audio).square().mean() < 0.01 * audio.square().mean()
-    assert torch.equal(back, again)  # though the bytes differ, by the serial number of the stream
+    assert torch.equal(back, again)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_an_ogg_without_its_serial_number_is_what_libsndfile_wrote():
+    buffer = io.BytesIO()
+    samples = tone(1.0, 16_000)[0].numpy()
+    soundfile.write(buffer, samples, 16_000, format="OGG", subtype="VORBIS")
+    written = buffer.getvalue()
+    serial, pages = written[14:18], written.split(b"OggS")[1:]
+    assert serial != bytes(4)
+    assert len(pages) > 2
+    ours = audio_bytes(torch.tensor(samples)[None], 16_000, "ogg").split(b"OggS")[1:]
+    for theirs, page in zip(pages, ours, strict=True):  # offsets in a page, behind its first four bytes
+        assert (theirs[10:14], page[10:14]) == (serial, bytes(4))
+        assert all(page[part] == theirs[part] for part in (slice(10), slice(14, 18), slice(22, None)))
+    assert _ogg_checksum(written[:22] + bytes(4) + written[26 : written.index(b"OggS", 4)]) == int.from_bytes(
+        written[22:26], "little"
+    )
 
 
 def test_read_resamples_and_spreads_mono(tmp_path):
@@ -95,6 +115,15 @@ def test_loudness_is_matched():
         assert pyloudnorm.Meter(16000).integrated_loudness(audio.T.double().numpy()) == pytest.approx(-20.0, abs=0.05)
     # A 440 Hz sine has crest factor sqrt(2): no target of -20 LUFS needs more than full scale.
     assert max(audio.abs().max() for audio in matched) < 1
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_clips_shorter_than_a_block_have_a_loudness_at_every_length(rate):
+    for samples in range(rate // 20, 2 * rate // 5, 37):
+        clip = tone(samples / rate, rate)[:, :samples]
+        assert match_loudness(clip, rate, -30.0).shape == clip.shape
+    whole, short = (match_loudness(tone(seconds), 16_000, -30.0).square().mean().item() for seconds in (2.0, 0.3))
+    assert short == pytest.approx(whole, rel=0.02)
 
 
 def test_loudness_never_clips_and_leaves_silence_alone():

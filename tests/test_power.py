@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from musicrl_hf.cli import main
 from musicrl_hf.evaluation.power import (
+    PEOPLE_AGREE,
     PowerJob,
     agreement_spread,
     comparisons_needed,
@@ -15,6 +16,8 @@ from musicrl_hf.evaluation.power import (
     prompts_needed,
     simulated_power,
 )
+from musicrl_hf.evaluation.win_rates import win_rate
+from musicrl_hf.preferences.schema import Vote
 
 
 def exact_power(number: int, rate: float) -> float:
@@ -60,9 +63,25 @@ def test_more_listeners_a_pair_need_fewer_pairs_and_more_votes():
     assert simulated_power(0.65, three, listeners=3, seed=1) == pytest.approx(0.8, abs=0.1)
 
 
+@pytest.mark.parametrize("rate", [0.87, 0.95, 0.99])
+def test_a_small_study_has_its_power_by_the_interval_that_a_comparison_gives(rate):
+    """So few pairs are often all won, which alone is no proof."""
+    size, studies, random = prompts_needed(rate, 3), 200, np.random.default_rng(3)
+    spread, found = agreement_spread(PEOPLE_AGREE), 0
+    for study in range(studies):
+        shift = norm.ppf(rate) * math.sqrt(1 + spread**2)
+        wins = random.binomial(3, norm.cdf(shift + spread * random.standard_normal(size)))
+        votes = [Vote(str(i), "x", "y", "a" if j < wins[i] else "b") for i in range(size) for j in range(3)]
+        result = win_rate(votes, "x", "y", n_bootstrap=200, seed=study)
+        found += result.low > 0.5 or result.high < 0.5
+    assert found / studies > 0.8 - 3 * math.sqrt(0.8 * 0.2 / studies)
+    assert size >= 6
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: PowerJob(listeners=0), "`listeners` must be at least 1"),
         (lambda: comparisons_needed(0.5), "`win_rate` must lie in"),
         (lambda: comparisons_needed(0.5001), "nobody collects so many"),
         (lambda: prompts_needed(0.5001, 3), "nobody collects so many"),

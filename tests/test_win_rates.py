@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 
 from musicrl_hf.evaluation.win_rates import (
     Rating,
@@ -81,6 +82,16 @@ def test_winning_everything_is_not_certainty():
     assert one_prompt.low == pytest.approx(0.025), "thirty votes on one prompt are one trial"
 
 
+def test_one_decided_prompt_tells_nothing():
+    """It would be in every resample that has a share at all, which would look like certainty."""
+    votes = [Vote(f"p{i}", "x", "y", "tie") for i in range(30)] + [Vote("q", "x", "y", choice) for choice in "aab"]
+    found = win_rate(votes, "x", "y")
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert found.win_rate == pytest.approx(2 / 3)
+    several = win_rate([*votes, *(Vote("r", "x", "y", choice) for choice in "abb")], "x", "y")
+    assert 0 < several.low < several.high < 1
+
+
 def test_matrix_holds_every_pair_that_met_both_ways():
     votes = votes_of(("x", "y", 3, 0, 1), ("y", "z", 1, 0, 1))
     cells = {(rate.model, rate.against): rate.win_rate for rate in win_rate_matrix(votes)}
@@ -145,6 +156,22 @@ def test_wilcoxon_on_prompt_means():
     assert wilcoxon_signed_rank(ratings, "x", "x") == (1.0, 6)
     with pytest.raises(ValueError, match="no common prompt"):
         wilcoxon_signed_rank([*ratings, Rating("q", "z", 1)], "x", "z")
+
+
+def test_wilcoxon_ranks_equal_differences_alike():
+    """Means of three ratings, 1/3 apart, differ in their last bit; all ratings raised by one change no difference."""
+    random = np.random.default_rng(0)
+    before = random.integers(1, 4, (24, 3))
+    after = np.clip(before + random.integers(-1, 3, (24, 3)), 1, 4)
+
+    def ratings(raised):
+        tables = {"x": before + raised, "y": after + raised}
+        return [Rating(str(p), name, float(r)) for name, table in tables.items() for p in range(24) for r in table[p]]
+
+    exact = wilcoxon(before.sum(1) - after.sum(1)).pvalue
+    found = [wilcoxon_signed_rank(ratings(raised), "x", "y")[0] for raised in (0, 1)]
+    assert found == pytest.approx([exact, exact], rel=1e-12)
+    assert 0 < exact < 1
 
 
 def test_opinion_scores_average_ratings_and_resample_prompts():

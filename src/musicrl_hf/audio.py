@@ -40,6 +40,16 @@ _LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its fil
 _SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
 
 
+def _ogg_table_entry(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = value << 1 & 0xFFFFFFFF ^ (0x04C11DB7 if value >> 31 else 0)
+    return value
+
+
+_OGG_TABLE = [_ogg_table_entry(byte) for byte in range(256)]
+
+
 class ClipTooLongError(ValueError):
     """A clip lasts longer than may be read."""
 
@@ -122,7 +132,8 @@ def match_loudness(audio: Tensor, sampling_rate: int, target_lufs: float = -23.0
         loudness = 10 * math.log10(float(audio.cpu().double().square().mean(1).sum()) + 1e-20) - 0.691
         loudness = loudness if loudness > -70 else -math.inf  # BS.1770's absolute gate
     else:
-        block_s = min(0.4, audio.shape[-1] / sampling_rate)
+        # Half a sample less than all: pyloudnorm refuses a clip whose length, to seconds and back, is rounded up.
+        block_s = min(0.4, (audio.shape[-1] - 0.5) / sampling_rate)
         meter = pyloudnorm.Meter(sampling_rate, block_size=block_s)
         loudness = meter.integrated_loudness(audio.T.cpu().double().numpy())
     if not math.isfinite(loudness):
@@ -248,7 +259,7 @@ def check_suffix(path: str | os.PathLike, name: str) -> None:
 def audio_bytes(audio: Tensor, sampling_rate: int, format: str = "flac") -> bytes:
     """One clip [C, T] as the bytes of a 16-bit "flac" or "wav" file, or of an "ogg" file (Vorbis).
 
-    Vorbis is lossy, and libsndfile gives each stream a random serial number: the same clip sounds the same and has other bytes.
+    The same clip gives the same bytes. Vorbis is lossy.
     """
     check_audio(audio)
     if audio.dim() != 2:
@@ -259,4 +270,25 @@ def audio_bytes(audio: Tensor, sampling_rate: int, format: str = "flac") -> byte
     with soundfile.SoundFile(buffer, "w", int(sampling_rate), samples.shape[1], subtype, format=format.upper()) as file:
         for start in range(0, len(samples), _WRITTEN_AT_ONCE):
             file.write(samples[start : start + _WRITTEN_AT_ONCE])
-    return buffer.getvalue()
+    return _without_serial(buffer.getvalue()) if format == "ogg" else buffer.getvalue()
+
+
+def _without_serial(ogg: bytes) -> bytes:
+    """An Ogg file of one stream whose serial number, which libsndfile draws anew each time, is 0 (RFC 3533, section 6)."""
+    data, start = bytearray(ogg), 0
+    while start < len(data):
+        body = start + 27 + data[start + 26]  # behind the header: 27 bytes, and one for each of the page's segments
+        end = body + sum(data[start + 27 : body])
+        data[start + 14 : start + 18] = bytes(4)  # the serial number
+        data[start + 22 : start + 26] = bytes(4)  # the checksum counts as 0 in itself
+        data[start + 22 : start + 26] = _ogg_checksum(data[start:end]).to_bytes(4, "little")
+        start = end
+    return bytes(data)
+
+
+def _ogg_checksum(page: bytes | bytearray) -> int:
+    """CRC-32 of polynomial 0x04C11DB7 that begins at 0, the highest bit first, unlike zlib's."""
+    checksum = 0
+    for byte in page:
+        checksum = (checksum << 8 & 0xFFFFFFFF) ^ _OGG_TABLE[checksum >> 24 ^ byte]
+    return checksum

@@ -107,8 +107,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "-o",
         "--output",
         type=Path,
-        help=f".wav, .flac or .ogg (Vorbis) file, written over if it is there ({DEFAULT_CLIP}, never written over); with one --seed "
-        "an .ogg sounds the same and differs in some bytes",
+        help=f".wav, .flac or .ogg (Vorbis) file, written over if it is there ({DEFAULT_CLIP}, never written over)",
     )
     generate.add_argument("--model", default="musicrl-tiny", help="bundled name, folder or Hub id (musicrl-tiny)")
     generate.add_argument("--duration", "--duration_s", type=float, default=5.0, help="seconds, at most 30 (5)")

@@ -13,12 +13,13 @@ import numpy as np
 from scipy.stats import binom, norm
 from tqdm.auto import tqdm
 
-from .win_rates import CONFIDENCE
+from .win_rates import CONFIDENCE, exact_bound
 
 PEOPLE_AGREE = 0.75  # of two listeners on public music pairs
 MOST = 2_000_000  # comparisons; a win rate that needs more is not told apart from a coin
 STUDIES = 400  # simulated ones for each size that is tried
 RESAMPLES = 200  # of the prompts in each of them
+FEW = 40  # prompts; up to there each number is tried
 
 
 def comparisons_needed(win_rate: float, power: float = 0.8) -> int:
@@ -92,6 +93,9 @@ def simulated_power(
     for _ in range(studies):
         chance = norm.cdf(shift + spread * rng.standard_normal(prompts))
         shares = rng.binomial(listeners, chance) / listeners
+        if shares.min() == 1 or shares.max() == 0:  # `win_rate` takes an exact bound there
+            found += bool(exact_bound(prompts) > 0.5)
+            continue
         weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
         low, high = np.percentile(weights @ shares / prompts, [tail, 100 - tail])
         found += bool(low > 0.5 or high < 0.5)
@@ -118,7 +122,11 @@ def prompts_needed(
     reached = simulated_power(win_rate, size, listeners, agreement, seed=seed)
     reached = min(max(reached, 0.5 / STUDIES), 1 - 0.5 / STUDIES)
     corrected = wanted / (norm.ppf(0.5 + CONFIDENCE / 2) + norm.ppf(reached))
-    return max(4, round(size * corrected**2))
+    size = max(4, round(size * corrected**2))
+    # So few may all be won, where the test is another one: the power does not follow from the variance.
+    while size < FEW and simulated_power(win_rate, size, listeners, agreement, seed=seed) < power:
+        size += 1
+    return size
 
 
 @dataclass(kw_only=True)
@@ -138,6 +146,10 @@ class PowerJob:
         default=0.8, metadata={"help": "probability with which the study is to tell the win rate from a coin"}
     )
     seed: int = field(default=0, metadata={"help": "of the simulated studies"})
+
+    def __post_init__(self) -> None:
+        if self.listeners < 1:
+            raise ValueError(f"`listeners` must be at least 1, got {self.listeners!r}.")
 
 
 def run_power(job: PowerJob) -> None:

@@ -95,7 +95,7 @@ def win_rate(
     Args:
         votes: any votes; those without `model` (or `against`) are not counted.
         n_bootstrap: resamples of the prompts for the 95 % percentile interval. Where one side won everything the
-            interval is Clopper and Pearson's, with the prompts as trials.
+            interval is Clopper and Pearson's, with the prompts as trials; where one prompt alone was decided, all of [0, 1].
 
     Raises:
         ValueError: if no vote is about them.
@@ -120,12 +120,19 @@ def win_rate(
     wins, ties, losses = table.sum(axis=0)
     resampled = _resample_counts(len(table), n_bootstrap, seed) @ table
     low, high = _interval(_share(resampled[:, 0], resampled[:, 2]))
-    rate = float(_share(wins, losses))
+    rate, decided = float(_share(wins, losses)), np.count_nonzero(table[:, 0] + table[:, 2])
     if rate in (0.0, 1.0):
         # Every resample agrees, which would look like certainty: the exact binomial bound for so many decided prompts.
-        bound = ((1 - CONFIDENCE) / 2) ** (1 / np.count_nonzero(table[:, 0] + table[:, 2]))
+        bound = exact_bound(decided)
         low, high = (bound, 1.0) if rate == 1 else (0.0, 1 - bound)
+    elif decided == 1:  # so would they here
+        low, high = 0.0, 1.0
     return WinRate(model, against or "all", int(wins), int(ties), int(losses), len(table), rate, low, high)
+
+
+def exact_bound(trials: int) -> float:
+    """Lower end of Clopper and Pearson's interval where all trials were won; one minus it is the upper end where all were lost."""
+    return ((1 - CONFIDENCE) / 2) ** (1 / trials)
 
 
 def win_rate_matrix(votes: Sequence[Vote], models: Sequence[str] | None = None, **kwargs: Any) -> list[WinRate]:
@@ -151,7 +158,8 @@ def wilcoxon_signed_rank(ratings: Sequence[Rating], model_a: str, model_b: str) 
     shared = sorted(set(means[model_a]) & set(means[model_b]))
     if not shared:
         raise ValueError(f"{model_a!r} and {model_b!r} were rated on no common prompt")
-    difference = np.array([means[model_a][prompt] - means[model_b][prompt] for prompt in shared])
+    # Rounded: a third of one sum of ratings is not to the last bit a third of another, and equal differences have one rank.
+    difference = np.round([means[model_a][prompt] - means[model_b][prompt] for prompt in shared], 9)
     if not np.any(difference):
         return 1.0, len(shared)
     return float(wilcoxon(difference).pvalue), len(shared)
