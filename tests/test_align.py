@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ def test_the_loop_end_to_end(bf16, tmp_path, capsys):
         assert all(torch.equal(tuned[key], base[key]) for key in base if key.startswith("audio_encoder."))
     assert run_align(job) == out  # everything is there: nothing is done again
     assert capsys.readouterr().out.count("done before") == 6
+    with pytest.raises(ValueError, match=r"`ppo_steps` is 3, and .*out was begun with 2: give that, or another"):
+        run_align(replace(job, ppo_steps=3))
 
 
 def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):

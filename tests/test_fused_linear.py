@@ -35,6 +35,20 @@ def test_a_product_equals_its_layers(rows, dtype, tolerance):
     torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_casts_a_weight_once(weights):
+    modules, states = layers().to(weights), torch.randn(5, 12, dtype=weights)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        product = FusedLinear(modules)
+        together, expected = product(states), one_by_one(modules, states)
+        narrow = states.to(product.dtype)
+        with torch.profiler.profile() as profile:
+            product(narrow)
+    assert together.dtype == expected.dtype
+    torch.testing.assert_close(together, expected, rtol=0, atol=0.02)
+    assert "aten::_to_copy" not in {event.name for event in profile.events()}
+
+
 def adapted(modules):
     config = LoraConfig(r=2, target_modules=["1"], init_lora_weights=False)
     return inject_adapter_in_model(config, nn.Sequential(*modules))

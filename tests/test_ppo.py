@@ -262,8 +262,8 @@ def test_the_kl_in_the_loss_is_scaled_as_the_advantages_are(tmp_path, whiten):
         kl = trainer.view(clips["input_ids"], clips["attention_mask"], clips["codes"])["kl"]
     rewards = torch.cat([-0.1 * kl[:, 1:], clips["scores"][:, None]], 1)
     spread = rewards.std(unbiased=False) if whiten else torch.ones(())
-    if whiten:
-        rewards = (rewards - rewards.mean()) / spread + rewards.mean()
+    rewards = rewards / spread
+    assert_close(clips["old_values"].mean(), (clips["scores"].mean() / spread), rtol=1e-4, atol=1e-6)
     advantages = torch.tensor(
         [slow_gae(r, v, 1.0, 0.95) for r, v in zip(rewards.tolist(), clips["old_values"].tolist())]
     )
@@ -549,6 +549,60 @@ def test_samples_metrics_and_the_kl_budget(tmp_path):
     assert (len(samples), rate) == (40, 400)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "kl" in line] == [1, 2]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 10])
+def test_a_policy_that_is_no_number_any_more_ends_the_run_before_it_is_saved(logging_steps, tmp_path):
+    generator = tiny_generator()
+    with torch.no_grad():
+        generator.decoder.lm_heads[0].weight[0, 0] = torch.nan
+    generator.save_pretrained(tmp_path / "base")
+    (tmp_path / "prompts.txt").write_text("slow piano\n")
+    settings = {"logging_steps": logging_steps, "save_steps": 2, "per_device_train_batch_size": 2, "duration_s": 0.1}
+    job = PPOJob(
+        model=str(tmp_path / "base"),
+        prompts=str(tmp_path / "prompts.txt"),
+        reward=["test_ppo:loudness"],
+        output_dir=str(tmp_path / "out"),
+        max_steps=4,
+        **settings,
+    )
+    with pytest.raises(ValueError, match=r"at step [12]: the training has diverged. Go on from .* `learning_rate`"):
+        run_ppo(job)
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_whitened_rewards_still_tell_clips_apart(tmp_path):
+    """A ramp that is the same for all clips would drown what they differ by."""
+    shares = []
+    for whiten in (False, True):
+        args = config(tmp_path, objective="ppo", kl_coef=0.0, whiten_rewards=whiten, duration_s=1.0)
+        trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS)
+        advantages = trainer.rollout(PROMPTS)["advantages"]
+        shares.append(float(advantages.mean(1).var(unbiased=False) / advantages.var(unbiased=False)))
+    assert shares == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_in_bfloat16_values_keep_their_digits(tmp_path):
+    trainer = MusicPPOTrainer(readable_generator(), even_codes, config(tmp_path, bf16=True), PROMPTS)
+    with torch.no_grad():
+        trainer.model.value_head.weight.normal_(std=0.01)
+        trainer.model.value_head.bias.fill_(8.8)
+        clips = trainer.rollout(PROMPTS)
+        values = trainer.view(clips["input_ids"], clips["attention_mask"], clips["codes"])["values"]
+    assert len(values.unique()) > 0.9 * values.numel()
+
+
+def test_an_evaluation_has_other_clips_than_any_rollout(tmp_path):
+    trainer = MusicPPOTrainer(readable_generator(), even_codes, config(tmp_path), PROMPTS, eval_dataset=PROMPTS)
+    heard = []
+    decode = trainer.model.generator.decode_codes
+    trainer.model.generator.decode_codes = lambda codes, length: heard.append(codes) or decode(codes, length)
+    trainer.evaluate()
+    trainer.rollout(PROMPTS)
+    sampled, rolled = heard
+    assert sampled.shape == rolled.shape
+    assert not torch.equal(sampled, rolled)
 
 
 def test_the_log_says_where_each_second_went(tmp_path):

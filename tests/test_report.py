@@ -17,11 +17,12 @@ from musicrl_hf.config import load_config
 from musicrl_hf.evaluation.metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams
 from musicrl_hf.evaluation.page import METRIC_LABELS, headline
 from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
+from musicrl_hf.evaluation.study import best_of_player
 from musicrl_hf.evaluation.win_rates import Rating, as_json, mean_opinion_scores, win_rate
 from musicrl_hf.preferences.importers import read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
 from musicrl_hf.preferences.schema import Vote, preferences_from_rows, save_preferences
-from musicrl_hf.rewards.best_of import best_of
+from musicrl_hf.rewards.best_of import SEED_STEP, best_of
 
 ATTACK = 'a slow <script>alert("x")</script> & "air"'
 PROMPTS = ["slow air", "fast reel", ATTACK, "jazz piano", "loud rock"]
@@ -249,7 +250,14 @@ def test_best_of_n_is_a_system_beside_the_others(study, tmp_path):
     assert result["metrics"]["base"] == plain["metrics"]["base"], "the others are played as without it"
     options = {"top_k": None, "guidance_scale": 1.0, "duration_s": 1.0}
     kept = [
-        best_of(models["base"], [p for p in PROMPTS[i : i + 2] for _ in range(2)], 3, level, seed=3 + i, **options)
+        best_of(
+            models["base"],
+            [p for p in PROMPTS[i : i + 2] for _ in range(2)],
+            3,
+            level,
+            seed=3 + i + SEED_STEP,
+            **options,
+        )
         for i in (0, 2, 4)
     ]
     means = {mean["model"]: mean["mean"] for mean in result["rewards"]["level"]["means"]}
@@ -257,6 +265,22 @@ def test_best_of_n_is_a_system_beside_the_others(study, tmp_path):
     assert means["base best of 3"] > means["base"]
     text = "".join(Page((tmp_path / "index.html").read_text()).text)
     assert "base best of 3: of 3 clips that base plays, the one that the reward level scores highest." in text
+
+
+def test_best_of_n_does_not_choose_among_the_clips_that_it_is_compared_with():
+    """A clip against itself is a tie, which is left out; what is left would be won by the reward's choice alone."""
+    model = tiny_generator()
+    heard: list[bytes] = []
+
+    def listening(prompts, audio, sampling_rate):
+        heard.extend(clip.numpy().tobytes() for clip in audio)
+        return level(prompts, audio, sampling_rate)
+
+    options = {"duration_s": 0.4, "temperature": 1.0, "top_k": None, "guidance_scale": 1.0}
+    best_of_player(model, 4, listening, "level")(PROMPTS, seed=1, **options)
+    plain = {clip.numpy().tobytes() for clip in model.sample(PROMPTS, seed=1, **options).audio}
+    assert len(set(heard)) == 4 * len(PROMPTS)
+    assert not plain & set(heard)
 
 
 def test_best_of_n_needs_a_reward_and_models():
@@ -458,6 +482,8 @@ def test_wrong_jobs_are_refused():
         ({"models": ["x"], "votes": "v.csv"}, "give generators or a vote table"),
         ({"models": ["x"]}, "prompts is not given"),
         ({"models": ["a/x", "b/x"], "prompts": "p"}, "'x' is there twice; write label=name"),
+        ({"models": ["a b=x", "a_b=y"], "prompts": "p"}, "no folder of clips can have 'a_b' alone for a name"),
+        ({"models": ["..=x"], "prompts": "p"}, r"no folder of clips can have '\.\.' alone for a name"),
     ):
         with pytest.raises(ValueError, match=message):
             EvaluateJob(out="out", **options)

@@ -7,7 +7,7 @@ whole already, so that a run that was cut short goes on.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,8 @@ def run_align(job: AlignJob) -> Path:
         votes2/, votes_all/, preference2/, ru2/ and evaluation2/, of all five.
 
     Raises:
-        ValueError: a setting out of range, an unknown model or reward, an empty prompt file.
+        ValueError: a setting out of range, an unknown model or reward, an empty prompt file, other settings than those that
+            the folder was begun with.
     """
     out = Path(job.output_dir)
     check_output(out, "a whole loop of `musicrl align`")
@@ -135,6 +136,7 @@ def run_align(job: AlignJob) -> Path:
     for spec in (job.adherence, job.quality):
         find_reward(spec)
     out.mkdir(parents=True, exist_ok=True)
+    _keep_settings(job, out)
     prompts, heldout = _write_prompts(job, out)
     stages = _Stages(out, total=6 if job.rounds == 1 else 9)
     r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
@@ -353,6 +355,21 @@ class _Stages:
         with atomic_path(stamp) as temporary:
             temporary.write_text(json.dumps({"seconds": seconds}) + "\n")
         print(f"      {seconds:.0f} s", flush=True)
+
+
+def _keep_settings(job: AlignJob, out: Path) -> None:
+    """Note how a folder is being made; a run that goes on there has to say the same, or its table would be of another."""
+    given = {name: value for name, value in asdict(job).items() if name not in ("output_dir", "rounds")}
+    path = out / "settings.json"
+    before = json.loads(path.read_text()) if path.is_file() else given
+    changed = [name for name in given if before.get(name, given[name]) != given[name]]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"`{name}` is {given[name]!r}, and {out} was begun with {before[name]!r}: give that, or another `output_dir`."
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(given, indent=1) + "\n")
 
 
 def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:

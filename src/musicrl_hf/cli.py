@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     parser, commands = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]  # it may stand anywhere
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.command not in JOBS:
         commands[arguments.command].error(_unknown(rest, commands[arguments.command]))
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
-        if arguments.traceback:
+        if traceback:
             raise
         print(f"musicrl: error: {error}", file=sys.stderr)
         return 2
@@ -221,14 +223,14 @@ def _leave_the_others() -> None:
 
 
 def _fields_only(words: list[str], source: str) -> list[str]:
-    """The words behind the command, less the configuration file and --traceback, which are no fields."""
+    """The words behind the command, less the configuration file, which is no field."""
     kept, skip = [], False
     for word in words:
         if skip:
             skip = False
         elif word == source:
             skip = True
-        elif not word.startswith(f"{source}=") and word != "--traceback":
+        elif not word.startswith(f"{source}="):
             kept.append(word)
     return kept
 

@@ -27,7 +27,7 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 class FusedLinear:
-    """`torch.cat([layer(states) for layer in layers], -1)`, without gradient, for as long as the weights stay as they are.
+    """`torch.cat([layer(states) for layer in layers], -1)`, without gradient, for as long as the weights and autocast stay as they are.
 
     Args:
         layers: bias-free linear layers from H features; where one is more than that (`is_plain`), each is called as it is.
@@ -49,14 +49,17 @@ class FusedLinear:
         if len(plain) < len(layers):
             return
         weight = torch.cat([layer.weight for layer in plain]) if len(plain) > 1 else plain[0].weight.detach()
-        # Autocast knows `linear` and does not know oneDNN's.
-        self.packed = _has_onednn(weight) and not torch.is_autocast_enabled("cpu")
+        if weight.dtype == torch.float32 and torch.is_autocast_enabled(device := weight.device.type):
+            weight = weight.to(torch.get_autocast_dtype(device))  # once; autocast would do it in each call
+        self.packed = _has_onednn(weight)
+        self.dtype = weight.dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR) if self.packed else weight
 
     def __call__(self, states: Tensor) -> Tensor:
         """States [N, H] to [N, the layers' features together]."""
         if self.weight is None:
             return torch.cat([layer(states) for layer in self.layers], -1)
+        states = states.to(self.dtype)
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(states, self.weight, None, "none", [], "")
         return linear(states, self.weight)

@@ -347,13 +347,18 @@ def label_models(names: Sequence[str], argument: str = "`models`") -> dict[str, 
             raise ValueError(
                 f"{argument} is {', '.join(names)}: {label!r} is there twice; write label=name to tell them apart"
             )
+        if not clip_folder(label).strip(".") or clip_folder(label) in map(clip_folder, labelled):
+            raise ValueError(f"{argument}: no folder of clips can have {label!r} alone for a name; write label=name")
         labelled[label] = name
     return labelled
 
 
+def clip_folder(label: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", label)
+
+
 def _save_clip(out_dir: Path, label: str, number: int, encoded: bytes) -> None:
-    folder = re.sub(r"[^\w.-]+", "_", label)
-    with atomic_path(out_dir / "clips" / folder / f"{number:04d}.flac") as temporary:
+    with atomic_path(out_dir / "clips" / clip_folder(label) / f"{number:04d}.flac") as temporary:
         temporary.write_bytes(encoded)
 
 

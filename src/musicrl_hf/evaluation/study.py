@@ -9,7 +9,7 @@ from ..generator import Clips, MusicRLForConditionalGeneration
 from ..places import find_model
 from ..preferences.schema import normalise_prompt
 from ..rewards import Reward
-from ..rewards.best_of import best_of
+from ..rewards.best_of import SEED_STEP, best_of
 
 
 class Rater(Protocol):
@@ -74,9 +74,13 @@ def sample_study(
 
 
 def best_of_player(model: MusicRLForConditionalGeneration, n: int, reward: Reward, name: str) -> Callable[..., Clips]:
-    """A `sample` of the generator that plays the best of `n` clips by a reward called `name`."""
+    """A `sample` of the generator that plays the best of `n` clips by a reward called `name`.
 
-    def play(prompts: Sequence[str], **options: Any) -> Clips:
-        return best_of(model, prompts, n, reward, name=name, **options)[0]
+    None of the `n` is the clip that the generator itself plays of that seed: compared with one of its own candidates, what was
+    chosen could only tie or be that which the reward preferred.
+    """
+
+    def play(prompts: Sequence[str], seed: int, **options: Any) -> Clips:
+        return best_of(model, prompts, n, reward, name=name, seed=seed + SEED_STEP, **options)[0]
 
     return play

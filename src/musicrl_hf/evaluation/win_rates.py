@@ -120,7 +120,7 @@ def win_rate(
     wins, ties, losses = table.sum(axis=0)
     resampled = _resample_counts(len(table), n_bootstrap, seed) @ table
     low, high = _interval(_share(resampled[:, 0], resampled[:, 2]))
-    rate, decided = float(_share(wins, losses)), np.count_nonzero(table[:, 0] + table[:, 2])
+    rate, decided = float(_share(wins, losses)), int(np.count_nonzero(table[:, 0] + table[:, 2]))
     if rate in (0.0, 1.0):
         # Every resample agrees, which would look like certainty: the exact binomial bound for so many decided prompts.
         bound = exact_bound(decided)

@@ -204,7 +204,8 @@ def check_target(folder: str | Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not any((folder / "data").glob("*.parquet"))):
         found = "other files" if folder.is_dir() and contents_of(folder) is None else contents_of(folder) or "no folder"
         raise ValueError(f"folder {folder} holds {found}: give a new folder or an earlier preference data set")
-    beside = sorted(path.name for path in folder.iterdir() if path.name not in _OWN_NAMES) if folder.is_dir() else []
+    beside = sorted(path.name for path in folder.glob("*") if path.name not in _OWN_NAMES)
+    beside += sorted(f"data/{path.name}" for path in folder.glob("data/*") if path.suffix != ".parquet")
     if beside:
         raise ValueError(
             f"folder {folder} holds {beside[0]} beside preferences, which would be lost: give another folder, or move it away"

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ..generator import Clips, MusicRLForConditionalGeneration
 from .contract import Reward, ask_reward
 
-_SEED_STEP = 1_000_003  # wider than the seeds of one evaluation, so that no two batches draw the same numbers
+SEED_STEP = 1_000_003  # wider than the seeds of one evaluation, so that no two batches draw the same numbers
 
 
 def best_of(
@@ -49,7 +49,7 @@ def best_of(
     prompts = list(prompts)
 
     def draw(candidate: int) -> tuple[Clips, Tensor]:
-        clips = generator.sample(prompts, seed=None if seed is None else seed + candidate * _SEED_STEP, **sampling)
+        clips = generator.sample(prompts, seed=None if seed is None else seed + candidate * SEED_STEP, **sampling)
         return clips, ask_reward(reward, prompts, clips.audio, clips.sampling_rate, name).cpu()
 
     bar = tqdm(range(n), desc=f"best of {n}", unit="candidate", leave=False, disable=n == 1)

@@ -237,5 +237,6 @@ class FeatureHead(nn.Module):
         self.spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
 
     def forward(self, features: Tensor) -> Tensor:
-        standardised = (features - self.mean) / self.spread
-        return self.score(self.dropout(nn.functional.gelu(self.hidden(standardised))))[:, 0]
+        with torch.autocast(features.device.type, enabled=False):  # in bfloat16 many clips would get one score
+            standardised = (features - self.mean) / self.spread
+            return self.score(self.dropout(nn.functional.gelu(self.hidden(standardised))))[:, 0]

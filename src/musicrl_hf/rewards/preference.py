@@ -216,7 +216,10 @@ class PreferenceModel(PushesWithCard, PreTrainedModel):
         mean = (hidden * weights).sum(1) / weights.sum(1)
         last = holds_code.sum(1) - 1  # steps with codes are the first ones: shorter clips are padded behind
         pooled = torch.cat([mean, hidden[torch.arange(len(hidden), device=hidden.device), last]], -1)
-        return self.score(pooled)[:, 0].float()
+        with torch.autocast(
+            pooled.device.type, enabled=False
+        ):  # bfloat16 would make clips equal that differ by a hundredth
+            return self.score(pooled.to(self.score.weight.dtype))[:, 0].float()
 
     @torch.no_grad()
     def features(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..audio import atomic_path, write_audio
@@ -142,6 +144,33 @@ class MetricsWriter(TrainerCallback):
         return Path(str(args.output_dir)) / "metrics.jsonl"
 
 
+class StopsAtNaN(TrainerCallback):
+    """Ends a training whose loss or weights are no numbers any more, before a checkpoint of them replaces a good one."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        for name in ("loss", "kl", "grad_norm"):
+            value = (logs or {}).get(name, 0.0)
+            if not math.isfinite(value):
+                self._end(f"`{name}` is {value}", state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        if control.should_save:
+            for name, weight in model.named_parameters():
+                if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+                    self._end(f"The weight {name} holds what is no number", state)
+
+    @staticmethod
+    def _end(what: str, state: TrainerState) -> None:
+        raise ValueError(
+            f"{what} at step {state.global_step}: the training has diverged. Go on from an earlier checkpoint with a lower "
+            "`learning_rate`, or look at the rewards."
+        )
+
+
 class KLBudget(TrainerCallback):
     """Stop when the logged KL to the anchor passes a budget: far from it, the reward is no longer to be trusted.
 
@@ -158,7 +187,7 @@ class KLBudget(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
     ) -> None:
-        if logs and logs.get(self.key, 0.0) > self.max_kl:
+        if logs and not logs.get(self.key, 0.0) <= self.max_kl:  # no number is over it, too
             if state.is_world_process_zero:
                 print(
                     f"KL to the anchor is {logs[self.key]:.2f} nats a clip, over `max_kl` = {self.max_kl:g}: "

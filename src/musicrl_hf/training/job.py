@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerState
 from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
 from ..records import Record, write_record
-from .callbacks import MetricsWriter, ShortProgress
+from .callbacks import MetricsWriter, ShortProgress, StopsAtNaN
 from .checkpoints import find_checkpoint, train_or_stop, writing
 from .ppo_policy import LORA_TARGETS
 
@@ -99,6 +99,7 @@ class TrainingJob:
             "save_strategy": "steps" if self.save_steps else "no",
             "save_steps": self.save_steps or self.max_steps,
             "activation_checkpointing": self.gradient_checkpointing,  # transformers' newer name for it
+            "logging_nan_inf_filter": False,  # on, a loss that is no number is logged as 0
             **device_arguments(self.bf16),
         }
 
@@ -153,10 +154,12 @@ def run_trainer(
 
     Raises:
         OSError: the disk is full.
+        ValueError: it diverged.
         SystemExit: on SIGTERM, after a checkpoint.
     """
     started = time.monotonic()
     trainer.add_callback(MetricsWriter())
+    trainer.add_callback(StopsAtNaN())
     ShortProgress.shorten(trainer)
     train_or_stop(trainer, job.checkpoint(), job.steps_per_rollout)
     with writing(job.output_dir):

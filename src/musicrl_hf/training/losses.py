@@ -149,18 +149,15 @@ def ppo_clip_loss(
     return torch.maximum(free, held).mean(), ratio.detach(), (held > free).float().mean()
 
 
-def whiten(values: Tensor, sample: Tensor | None = None, shift_mean: bool = True) -> Tensor:
-    """Scale to unit standard deviation, and to zero mean unless `shift_mean` is False (as TRL's `whiten_rewards`).
+def whiten(values: Tensor, sample: Tensor | None = None) -> Tensor:
+    """Scale to zero mean and unit standard deviation.
 
     Args:
         values: any shape.
         sample: where mean and deviation come from: `values` of all processes, or None for `values` itself.
-        shift_mean: False keeps the mean where it was.
     """
     sample = values if sample is None else sample
-    mean = sample.mean()
-    whitened = (values - mean) / deviation(sample)
-    return whitened if shift_mean else whitened + mean
+    return (values - sample.mean()) / deviation(sample)
 
 
 def deviation(sample: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .guard import OverOptimisationGuard
 from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
-from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
+from .ppo_sampler import EVALUATION, RolloutSampler, check_prompts, clip_seed
 from .ppo_scoring import BackgroundScoring, ClipScorer
 from .seconds import Seconds
 
@@ -200,8 +200,9 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         clips = {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
         clips["scores"] = scores = losses.above_others(heard, args.num_generations)
         gathered = self.accelerator.gather(heard)
-        if not bool(self.model.value_head.weight.any()):
-            # The baseline starts as the mean of the first rewards: from 0, the first hundred updates would be spent on it.
+        # The baseline starts as the mean of the first rewards: from 0, the first hundred updates would be spent on it.
+        is_first = self.state.global_step == 0 and not bool(self.model.value_head.weight.any())
+        if is_first:
             self.model.value_head.bias.fill_(self.accelerator.gather(scores).mean())
 
         if args.objective == "ppo":
@@ -217,8 +218,12 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             # exact KL that the loss differentiates is scaled with them, so that kl_coef keeps its meaning.
             rewards, scale = losses.step_rewards(scores, old["kl"], args.kl_coef), torch.ones((), device=args.device)
             if args.whiten_rewards:
-                everyone = self.accelerator.gather(rewards)
-                rewards, scale = losses.whiten(rewards, everyone, shift_mean=False), losses.deviation(everyone)
+                # Scaled alone: a mean taken from every step, or left in it, would be a ramp in the returns, the same for all clips.
+                scale = losses.deviation(self.accelerator.gather(rewards))
+                rewards = rewards / scale
+                if is_first:
+                    self.model.value_head.bias.div_(scale)
+                    old["values"] = old["values"] / scale  # they are the bias alone so far
             advantages, returns = losses.gae(rewards, old["values"], args.gamma, args.lam)
             everyone = self.accelerator.gather(advantages)
             clips |= {
@@ -293,7 +298,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         for number in range(args.process_index, len(batches), args.world_size):
             batch = batches[number]
             input_ids, attention_mask = generator.text_inputs(batch)
-            random = torch.Generator(args.device).manual_seed(clip_seed(args.seed, number, 0))
+            random = torch.Generator(args.device).manual_seed(clip_seed(args.seed, number, EVALUATION))
             with self.accelerator.autocast():
                 codes = generator.sample_codes(
                     input_ids, attention_mask, self.frames, temperature=args.temperature, generator=random

@@ -83,9 +83,11 @@ class PolicyWithValue(nn.Module):
         if self.value_trunk is not None:
             text_states = self.value_trunk.encode_text(input_ids, attention_mask)
             hidden, _ = self.value_trunk.decoder_hidden(codes, text_states, attention_mask)
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would leave a value of 8.8 in steps of 1/16
+            values = self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0].float()
         return {
             "logprobs": step_sums(scores.logprobs, scores.mask),
-            "values": self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0].float(),
+            "values": values,
             "entropy": step_sums(scores.entropies, scores.mask),
             "kl": step_sums(scores.kl, scores.mask),
             "mask": scores.mask,

@@ -36,6 +36,9 @@ class RolloutSampler(Sampler[int]):
                 yield from prompts
 
 
+EVALUATION = 65_536  # in the place of a process: no rollout has the clips of an evaluation
+
+
 def clip_seed(seed: int, number: int, process: int) -> int:
     """A seed of its own for each set of clips and each process."""
     return ((seed * 1_000_003 + number) * 65_537 + process) % 2**63

@@ -1,6 +1,5 @@
 """Published comparisons, in the columns that their authors gave them: Music Arena, AIME, MusicPrefs and CMI-Pref."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any
 
 from .sources import HubSource, Source, open_source
 from .tables import StoredAudio, TableRow, catalogue, clip_of, read_rows
-from .writing import Clip, ClipOptions, Comparison, ImportResult, Tally, write_comparisons
+from .writing import Clip, ClipOptions, Comparison, ImportResult, Tally, hashed_listener, write_comparisons
 
 MUSIC_ARENA_COLUMNS = ("battle_uuid", "prompt", "audio_a", "system_a", "audio_b", "system_b", "preference")
 AIME_COLUMNS = (
@@ -181,7 +180,7 @@ def _battle(source: Source, row: TableRow) -> Comparison | str:
         a,
         b,
         preference,
-        listener=_listener("music-arena", row.text("user_pseudonym")),
+        listener=hashed_listener("music-arena", row.text("user_pseudonym")),
         seconds_a=row.number("total_listening_time_a", low=0),
         seconds_b=row.number("total_listening_time_b", low=0),
         created_at=_date(row),
@@ -252,7 +251,7 @@ def _cmi_vote(source: Source, criterion: str, row: TableRow) -> Comparison | str
         a,
         b,
         preference,
-        listener=_listener("cmi-pref", row.text("user id") or row.text("user_id")),
+        listener=hashed_listener("cmi-pref", row.text("user id") or row.text("user_id")),
         confidence=confidence,
         seconds_a=row.number("total_listening_time_a", low=0),
         seconds_b=row.number("total_listening_time_b", low=0),
@@ -292,11 +291,6 @@ def _system(row: TableRow, column: str) -> str:
     if not name:
         raise row.error(column, "it has to name what made the clip")
     return name
-
-
-def _listener(source: str, name: str) -> str:
-    """A hash in place of the name that a data set gives a listener: the same one for the same listener."""
-    return hashlib.sha256(f"{source}:{name}".encode()).hexdigest()[:16] if name else "unknown"
 
 
 def _date(row: TableRow) -> str | None:

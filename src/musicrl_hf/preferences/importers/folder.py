@@ -4,12 +4,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..schema import LABELS, clip_path
 from .ratings import RatedClip, check_pairing, pairs_by_score
 from .tables import TableRow, read_text_table, to_number
-from .writing import LOUDNESS_LUFS, Clip, ClipOptions, Comparison, ImportResult, Tally, write_comparisons
+from .writing import (
+    LOUDNESS_LUFS,
+    Clip,
+    ClipOptions,
+    Comparison,
+    ImportResult,
+    Tally,
+    hashed_listener,
+    write_comparisons,
+)
 
 CLIP_COLUMNS = ("prompt", "audio", "system")
 PAIR_COLUMNS = ("prompt", "audio_a", "audio_b", "preference")
@@ -108,14 +118,14 @@ def _rated_clips(table: list[TableRow], score_column: str, path: Path, src: Path
     if not any(score_column in row.values for row in table):
         has = ", ".join(table[0].values)
         raise ValueError(f"score_column is {score_column!r}: {path} has no such column, it has {has}")
-    clips = []
+    rated: dict[tuple[str, str, str], tuple[Clip, list[float]]] = {}  # a clip may have a row for each of its raters
     for row in table:
         score = to_number(row.values.get(score_column))
         if score is None:
             raise row.error(score_column, "it has to be a number")
         clip = _clip(src, row.values["audio"], row.values["system"], row.where)
-        clips.append(RatedClip(row.values["prompt"], clip, score))
-    return clips
+        rated.setdefault((row.values["prompt"], clip.name, clip.system), (clip, []))[1].append(score)
+    return [RatedClip(prompt, clip, fmean(scores)) for (prompt, _, _), (clip, scores) in rated.items()]
 
 
 def _choices(table: list[TableRow], src: Path) -> list[Comparison]:
@@ -124,14 +134,17 @@ def _choices(table: list[TableRow], src: Path) -> list[Comparison]:
         a, b = (
             _clip(src, row.values[f"audio_{side}"], row.text(f"system_{side}") or "unknown", row.where) for side in "ab"
         )
+        preference = row.label("preference", {label: label for label in LABELS})
+        if a.name == b.name and preference in ("a", "b"):
+            raise row.error("preference", f"audio_a and audio_b are both {a.name}, which cannot be better than itself")
         comparisons.append(
             Comparison(
                 row.where,
                 row.values["prompt"],
                 a,
                 b,
-                row.label("preference", {label: label for label in LABELS}),
-                listener=row.text("listener") or "unknown",
+                preference,
+                listener=hashed_listener("folder", row.text("listener")),
                 confidence=row.number("confidence"),
                 seconds_a=row.number("seconds_a"),
                 seconds_b=row.number("seconds_b"),

@@ -1,5 +1,6 @@
 """Where every importer ends: comparisons become rows, clips are read and brought to one loudness, losses are counted."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -147,6 +148,11 @@ class ImportResult:
         )
         text += f"; {self.note}" if self.note else ""
         return text + (f"; left out: {list_counts(self.left_out)}" if self.left_out else "")
+
+
+def hashed_listener(source: str, name: str) -> str:
+    """A hash in place of the name that a data set gives a listener: the same one for the same listener."""
+    return hashlib.sha256(f"{source}:{name}".encode()).hexdigest()[:16] if name else "unknown"
 
 
 def list_counts(counts: Mapping[str, int]) -> str:
