@@ -42,6 +42,27 @@ def test_generate_writes_clips(model, tmp_path):
     lossy, rate = read_audio(tmp_path / "a.ogg")
     assert (rate, lossy.shape) == (400, (1, 200))
     assert torch.equal(lossy, read_audio(tmp_path / "b.ogg")[0])
+    assert (tmp_path / "a.ogg").read_bytes() == (tmp_path / "b.ogg").read_bytes()
+
+
+def test_generate_samples_among_the_likeliest_codes_or_all(model, tmp_path):
+    found = {}
+    for top_k in (1, 0):
+        for seed in (3, 4):
+            path = tmp_path / f"{top_k}_{seed}.wav"
+            words = ["generate", "slow piano", "--model", model, "--duration", "0.5", "--seed", str(seed)]
+            assert main([*words, "--top_k", str(top_k), "-o", str(path)]) == 0
+            found[top_k, seed] = path.read_bytes()
+    assert found[1, 3] == found[1, 4]
+    assert len(set(found.values())) == 3
+    assert main([*words, "--top_k", "-1"]) == 2
+
+
+@pytest.mark.parametrize("words", [["--traceback", "generate", " "], ["generate", " ", "--traceback"]])
+def test_a_traceback_is_shown_wherever_it_is_asked_for(words):
+    with pytest.raises(ValueError, match="`prompt` is ' '"):
+        main(words)
+    assert main(["generate", " "]) == 2
 
 
 def test_generate_keeps_the_best_of_several_by_a_reward(model, tmp_path, capsys):

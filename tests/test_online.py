@@ -357,6 +357,8 @@ def test_bad_job_fields_are_refused(kind, field, value):
         job(prompts="p", output_dir="o", **{field: value})
     with pytest.raises(ValueError, match="`save_steps` = 3"):
         job(prompts="p", output_dir="o", num_iterations=2, save_steps=3)
+    with pytest.raises(ValueError, match="`num_generations` = 3 must be at least 2 and divide the 4 clips of a step"):
+        job(prompts="p", output_dir="o", num_generations=3, per_device_train_batch_size=4)
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------

@@ -120,6 +120,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--guidance_scale", type=float, default=3.0, help="classifier-free guidance, 1 for none (3.0)"
     )
     generate.add_argument(
+        "--top_k", type=int, default=250, help="likeliest codes to sample from, 0 for all of them (250)"
+    )
+    generate.add_argument(
         "--best_of", type=int, default=1, help="sample so many and keep the one that --reward prefers (1)"
     )
     generate.add_argument("--reward", action="append", default=[], help=_REWARD_SUM_HELP)
@@ -255,7 +258,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         )
     if not 0 < arguments.duration <= MAX_DURATION_S:
         raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {arguments.duration!r}.")
-    check_sampling(arguments.temperature, None, arguments.guidance_scale, frames=1)
+    top_k = arguments.top_k if arguments.top_k else None
+    check_sampling(arguments.temperature, top_k, arguments.guidance_scale, frames=1)
     output: Path = arguments.output or DEFAULT_CLIP
     check_suffix(output, "output")
     numbers = range(1, arguments.number + 1)
@@ -273,6 +277,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     options = {
         "duration_s": arguments.duration,
         "temperature": arguments.temperature,
+        "top_k": top_k,
         "guidance_scale": arguments.guidance_scale,
         "seed": arguments.seed,
     }

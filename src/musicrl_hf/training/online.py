@@ -1,5 +1,6 @@
 """RLOO and GRPO: TRL's own trainers, on clips that the policy samples and rewards hear."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,6 +245,14 @@ class RolloutJob(TrainingJob):
             raise ValueError("`reward` is empty; name at least one, such as adherence.")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature!r}.")
+        clips = (
+            self.per_device_train_batch_size * self.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
+        )
+        if self.num_generations < 2 or clips % self.num_generations:
+            raise ValueError(
+                f"`num_generations` = {self.num_generations} must be at least 2 and divide the {clips} clips of a step "
+                "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes)."
+            )
         if self.num_iterations < 1 or self.save_steps % self.num_iterations:
             raise ValueError(
                 f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
