@@ -63,6 +63,18 @@ def test_a_checkpoint_holds_all_that_a_run_goes_on_from(folder):
     assert find_checkpoint(str(folder / "checkpoint-1"), "elsewhere") == str(folder / "checkpoint-1")
 
 
+def test_the_last_is_the_one_that_was_saved_last(folder, capsys):
+    """A longer run left checkpoint-9, and a run from the start in the same folder checkpoint-1 and checkpoint-2."""
+    shutil.copytree(folder / "checkpoint-1", folder / "checkpoint-9")
+    os.utime(folder / "checkpoint-9" / "trainer_state.json", (1, 1))
+    (folder / "checkpoint-9" / "README.md").write_text("a card")  # the folder changes, and it is none the newer
+    assert find_checkpoint("last", str(folder)) == str(folder / "checkpoint-2")
+    said = capsys.readouterr().err
+    assert said == f"Resuming from {folder}/checkpoint-2, which was saved last, after checkpoint-9.\n"
+    keep_newest(folder, 2)
+    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-1", "checkpoint-2"]
+
+
 def remove(path: Path) -> None:
     path.unlink()
 

@@ -103,7 +103,7 @@ class RewardJob:
     bf16: bool = option(False, BF16_HELP)
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
     resume_from_checkpoint: str | None = option(
-        None, 'folder of a checkpoint, or "last" for the last whole one in output_dir'
+        None, 'folder of a checkpoint, or "last" for the whole one in output_dir that was saved last'
     )
 
     def __post_init__(self) -> None:
