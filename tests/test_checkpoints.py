@@ -159,6 +159,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("relative", ["folder", "best"])
+def test_the_best_is_kept_however_its_folder_is_spelled(relative, tmp_path, monkeypatch):
+    """As where a run began with a relative `output_dir` and is resumed with an absolute one, or the other way round."""
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2, 3):
+        (tmp_path / "out" / f"checkpoint-{number}").mkdir(parents=True)
+        os.utime(tmp_path / "out" / f"checkpoint-{number}", (number, number))
+    here, whole = Path("out"), tmp_path / "out"
+    folder, best = (here, whole) if relative == "folder" else (whole, here)
+    keep_newest(folder, 1, str(best / "checkpoint-1"))
+    assert [path.name for path in checkpoints_in(whole)] == ["checkpoint-1", "checkpoint-3"]
+
+
 def test_the_best_checkpoint_is_named_where_it_lies(tmp_path):
     args = MusicPPOConfig(
         output_dir=str(tmp_path),
