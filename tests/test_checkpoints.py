@@ -63,6 +63,18 @@ def test_a_checkpoint_holds_all_that_a_run_goes_on_from(folder):
     assert find_checkpoint(str(folder / "checkpoint-1"), "elsewhere") == str(folder / "checkpoint-1")
 
 
+def test_the_last_is_the_one_that_was_saved_last(folder, capsys):
+    """A longer run left checkpoint-9, and a run from the start in the same folder checkpoint-1 and checkpoint-2."""
+    shutil.copytree(folder / "checkpoint-1", folder / "checkpoint-9")
+    os.utime(folder / "checkpoint-9" / "trainer_state.json", (1, 1))
+    (folder / "checkpoint-9" / "README.md").write_text("a card")  # the folder changes, and it is none the newer
+    assert find_checkpoint("last", str(folder)) == str(folder / "checkpoint-2")
+    said = capsys.readouterr().err
+    assert said == f"Resuming from {folder}/checkpoint-2, which was saved last, after checkpoint-9.\n"
+    keep_newest(folder, 2)
+    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-1", "checkpoint-2"]
+
+
 def remove(path: Path) -> None:
     path.unlink()
 
@@ -145,6 +157,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("checkpoint-11", "checkpoint-3", "checkpoint-9", "checkpoint-notes")
     ]
+
+
+@pytest.mark.parametrize("relative", ["folder", "best"])
+def test_the_best_is_kept_however_its_folder_is_spelled(relative, tmp_path, monkeypatch):
+    """As where a run began with a relative `output_dir` and is resumed with an absolute one, or the other way round."""
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2, 3):
+        (tmp_path / "out" / f"checkpoint-{number}").mkdir(parents=True)
+        os.utime(tmp_path / "out" / f"checkpoint-{number}", (number, number))
+    here, whole = Path("out"), tmp_path / "out"
+    folder, best = (here, whole) if relative == "folder" else (whole, here)
+    keep_newest(folder, 1, str(best / "checkpoint-1"))
+    assert [path.name for path in checkpoints_in(whole)] == ["checkpoint-1", "checkpoint-3"]
 
 
 def test_the_best_checkpoint_is_named_where_it_lies(tmp_path):

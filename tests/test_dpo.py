@@ -18,9 +18,11 @@ from trl.trainer import base_trainer, dpo_trainer
 
 from musicrl_hf.audio import audio_bytes
 from musicrl_hf.flat import FlatMusicRLForCausalLM, FlatTokenizer
+from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
 from musicrl_hf.training.dpo import DPOJob, MusicDPOConfig, MusicDPOTrainer, flat_pairs, run_dpo
 from musicrl_hf.training.ppo_policy import LORA_TARGETS
+from musicrl_hf.training.seam import prepare_generator
 
 PROMPTS = ["slow jazz", "a happy fast reel", "loud rock", "soft piano air"]
 LORA = LoraConfig(r=2, target_modules=LORA_TARGETS)
@@ -215,6 +217,33 @@ def test_checkpoint_and_final_model_are_stock_musicgens_that_generate(tmp_path):
         assert (saved["model_type"], saved["architectures"]) == ("musicgen", ["MusicgenForConditionalGeneration"])
     final = MusicgenForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(final.decoder.lm_heads[1].weight, trainer.generator.decoder.lm_heads[1].weight)
+
+
+@pytest.mark.parametrize("given", ["name", "generator", "adapter"])
+def test_an_adapter_on_a_relative_folder_loads_from_any_working_directory(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_generator().save_pretrained("base")
+    model, lora = "base", LoraConfig(r=2, target_modules=LORA_TARGETS)
+    if given != "name":
+        model = load_generator("base")
+        assert model.name_or_path == "base"
+    if given == "adapter":
+        model, lora = get_peft_model(FlatMusicRLForCausalLM.from_generator(model), lora), None
+    trainer = MusicDPOTrainer(
+        model, args=config(tmp_path / "out", max_steps=1), train_dataset=pairs(), peft_config=lora
+    )
+    trainer.save_model()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tmp_path / "base")
+    assert isinstance(load_generator(tmp_path / "out"), MusicRLForConditionalGeneration)
+
+
+def test_a_bundled_base_is_named_as_it_was_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "musicrl-tiny").mkdir()  # a bundled name wins over a folder
+    assert prepare_generator("musicrl-tiny").name_or_path == "musicrl-tiny"
 
 
 def test_adapter_loads_on_a_stock_model(tmp_path):

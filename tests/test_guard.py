@@ -142,6 +142,20 @@ def test_a_run_resumed_from_any_of_its_checkpoints_ends_the_same(tmp_path, eval_
             assert torch.equal(value, again.model.state_dict()[name]), (step, name)
 
 
+def test_the_best_outlasts_a_resumed_run_that_spells_its_folder_otherwise(tmp_path, monkeypatch):
+    def worse_and_worse(prompts, audio, rate):
+        return -even_codes(prompts, audio, rate)
+
+    monkeypatch.chdir(tmp_path)
+    options = {"learning_rate": 3e-2, "eval_steps": 1, "save_steps": 1, "patience": 9}
+    guarded(Path("out"), worse_and_worse, **options, max_steps=1).train()
+    again = guarded(tmp_path / "out", worse_and_worse, **options, max_steps=3, eval_on_start=False)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert again.state.best_global_step == 0
+    for name, value in readable_generator().state_dict().items():
+        assert torch.equal(again.model.generator.state_dict()[name], value)
+
+
 def test_a_checkpoint_that_was_kept_by_another_metric_is_refused(tmp_path):
     first = guarded(tmp_path, some_even_codes, max_steps=8, metric_for_best_model="reward")
     first.pop_callback(OverOptimisationGuard)

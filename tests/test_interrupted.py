@@ -141,7 +141,7 @@ def test_a_terminated_run_saves_says_so_and_goes_on(root, unbroken, tmp_path):
     assert int(checkpoint.name.partition("-")[2]) % 2 == 0  # a set of clips is used up
     whole_and_tidy(folder)
     said = log.read_text().splitlines()[-1]
-    assert said == f"Stopped by SIGTERM: go on from {checkpoint} with --resume_from_checkpoint last."
+    assert said == f"Stopped by SIGTERM: go on with --resume_from_checkpoint {checkpoint}."
     assert not (folder / "result.json").exists()  # it is not finished
     again = job("ppo", folder, **SHORT, save_steps="0", resume_from_checkpoint="last")
     assert finish(start(again, root, log)) == 0
@@ -201,7 +201,7 @@ def test_two_processes_that_are_both_told_twice_save_once_and_go_on(root, tmp_pa
     (checkpoint,) = checkpoints_in(folder)
     whole_and_tidy(folder)
     assert 0 < last_step(folder) < interrupted.STEPS
-    assert said.count(f"Stopped by SIGTERM: go on from {checkpoint} with --resume_from_checkpoint last.") == 1
+    assert said.count(f"Stopped by SIGTERM: go on with --resume_from_checkpoint {checkpoint}.") == 1
     assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     again = launch([*words, "--resume_from_checkpoint", "last"], root)
     said = again.communicate(timeout=500)[0]

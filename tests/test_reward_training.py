@@ -382,6 +382,36 @@ def test_resuming_without_a_checkpoint_is_refused(preferences, generator_folder,
         run_reward(job)
 
 
+def test_ties_count_only_where_they_were_heard(clap_folder, tmp_path):
+    """Of 32 rows every fourth is a tie, and of every other row, ties among them, too little was heard."""
+    made = rows(32, 4000, 0.5, tie_every=4)
+    for number, row in enumerate(made):
+        row |= dict.fromkeys(("seconds_chosen", "seconds_rejected"), 0.5 if number // 4 % 2 else 0.1)
+    ds = preferences_from_rows(made)
+    save_preferences(DatasetDict(train=ds.select(range(24)), test=ds.select(range(24, 32))), tmp_path / "prefs")
+    found = {}
+    for ties in ("drop", "half"):
+        job = RewardJob(
+            preferences=str(tmp_path / "prefs"),
+            model=clap_folder,
+            output_dir=str(tmp_path / ties),
+            backbone="clap",
+            ties=ties,
+            min_seconds=0.3,
+            max_steps=1,
+        )
+        run_reward(job)
+        result = json.loads((tmp_path / ties / "result.json").read_text())["metrics"]
+        counts = {side: result["rows"][side]["left_out"] for side in ("train", "test")}
+        clips = sum(len(load_file(path)) for path in (tmp_path / ties / "clips").rglob("*.safetensors"))
+        found[ties] = result["n_train_pairs"], counts, result["n_pairs"], clips
+    # train: 12 rows heard, 3 of them ties; test: 4 heard, 1 of them a tie, which no accuracy is of; two clips a row
+    assert found == {
+        "drop": (9, {"train": 15, "test": 5}, 3, 2 * (9 + 3)),
+        "half": (12, {"train": 12, "test": 5}, 3, 2 * (12 + 3)),
+    }
+
+
 def test_a_reward_on_another_backbone_is_not_written_over(sound_preferences, clap_folder, generator_folder, tmp_path):
     PreferenceModel.from_clap(*tiny_clap()).save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()

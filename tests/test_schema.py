@@ -174,8 +174,19 @@ def test_decided_pairs_counts_what_it_leaves_out():
     kept, counts = decided_pairs(ds, min_seconds=2.0)  # row 1 heard half a second of one clip, row 2 does not say
     assert len(kept) == 1
     assert counts["not_heard"] == 2
-    with pytest.raises(ValueError, match="none of the 1 rows has a winner"):
-        decided_pairs(preferences_from_rows([row(preference="tie")]))
+    for keep_ties in (False, True):
+        with pytest.raises(ValueError, match="none of the 1 rows has a winner"):
+            decided_pairs(preferences_from_rows([row(preference="tie")]), keep_ties=keep_ties)
+
+
+def test_ties_are_kept_where_both_clips_were_heard():
+    heard, hardly = ({"seconds_chosen": 4.0, "seconds_rejected": seconds} for seconds in (4.0, 0.5))
+    labels = [("a", heard), ("tie", heard), ("tie", hardly), ("both_bad", heard), ("b", hardly), ("tie", {})]
+    ds = preferences_from_rows([row(preference=label, **seconds) for label, seconds in labels])
+    kept, counts = decided_pairs(ds, 2.0, keep_ties=True)
+    assert kept["preference"] == ["a", "tie", "both_bad"]
+    assert counts == {"a": 1, "b": 1, "tie": 3, "both_bad": 1, "not_heard": 3, "left_out": 3, "kept": 3}
+    assert decided_pairs(ds, keep_ties=True)[0]["preference"] == ds["preference"]
 
 
 def test_no_prompt_is_on_both_sides_however_it_is_spelled():

@@ -245,34 +245,38 @@ def _found(source: str | Path) -> str:
     return where
 
 
-def decided_pairs(ds: Dataset, min_seconds: float | None = None) -> tuple[Dataset, dict[str, int]]:
+def decided_pairs(
+    ds: Dataset, min_seconds: float | None = None, keep_ties: bool = False
+) -> tuple[Dataset, dict[str, int]]:
     """Leave out ties, so that every row has a winner, and count what was left out.
 
     Args:
         ds: validated preferences.
         min_seconds: also leave out rows whose listener heard less than this of either clip, or where that was not
             recorded (the paper keeps only listeners who heard both, section 3.3); None keeps all.
+        keep_ties: keep ties (tie and both_bad) too, under the same condition.
 
     Returns:
-        the rows with a winner, and counts: each label, `not_heard`, `left_out` and `kept`.
+        the rows that are kept, and counts: each label, `not_heard`, `left_out` and `kept`.
 
     Raises:
-        ValueError: if nothing is left.
+        ValueError: if no row with a winner is left.
     """
     counts = dict.fromkeys((*LABELS, "not_heard", "left_out", "kept"), 0)
-    kept = []
+    kept, winners = [], 0
     heard = zip(ds["seconds_chosen"], ds["seconds_rejected"], strict=True)
     for number, (label, seconds) in enumerate(zip(ds["preference"], heard, strict=True)):
         counts[label] += 1
-        if label not in DECIDED:
+        if label not in DECIDED and not keep_ties:
             continue
         if min_seconds is not None and any(value is None or value < min_seconds for value in seconds):
             counts["not_heard"] += 1
             continue
         kept.append(number)
+        winners += label in DECIDED
     counts["kept"] = len(kept)
     counts["left_out"] = len(ds) - len(kept)
-    if not kept:
+    if not winners:
         raise ValueError(f"none of the {len(ds)} rows has a winner that counts: {counts}")
     return ds.select(kept), counts
 

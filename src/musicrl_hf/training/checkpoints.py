@@ -11,6 +11,7 @@ nothing else. They are looked into before that, without being unpickled, and ref
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -131,15 +132,28 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
+def oldest_first(folder: str | Path) -> list[Path]:
+    """The folders `checkpoint-N` by when they were saved: in a folder that an earlier run used, its N may be the higher.
+
+    That is when `trainer_state.json` was written. The folder itself changes whenever a file is put beside it, a card say.
+    """
+
+    def saved_at(path: Path) -> int:
+        state = path / "trainer_state.json"
+        return (state if state.is_file() else path).stat().st_mtime_ns
+
+    return sorted(checkpoints_in(folder), key=saved_at)
+
+
 def keep_newest(folder: Path, limit: int | None, best: str | None = None) -> None:
     """Remove all checkpoints of a folder but the best and the `limit` that were saved last; None or 0 keeps all.
 
     The Trainer's own way removes them in place. Cut short, it leaves a folder that was changed last of all, and is then
-    kept as the newest in the place of a whole one.
+    kept as the newest in the place of a whole one. `best` is compared as a place: a run that is resumed may spell the same
+    folder in another way.
     """
-    by_time = sorted(checkpoints_in(folder), key=lambda path: path.stat().st_mtime_ns)
-    for old in by_time[: -limit if limit else 0]:
-        if best is None or old != Path(best):
+    for old in oldest_first(folder)[: -limit if limit else 0]:
+        if best is None or old.resolve() != Path(best).resolve():
             gone = folder / f"{ASIDE}old-{old.name}"
             old.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -167,7 +181,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def find_checkpoint(wanted: str | None, output_dir: str) -> str | None:
-    """The checkpoint folder that `resume_from_checkpoint` names: None, a folder, or "last" for the last whole one.
+    """The checkpoint folder that `resume_from_checkpoint` names: None, a folder, or "last" for the whole one that was saved last.
 
     Raises:
         FileNotFoundError: there is none.
@@ -181,7 +195,9 @@ def find_checkpoint(wanted: str | None, output_dir: str) -> str | None:
         check_checkpoint(wanted)
         return wanted
     broken: list[str] = []
-    for folder in reversed(checkpoints_in(output_dir)):
+    older = oldest_first(output_dir)
+    while older:
+        folder = older.pop()
         check_unpickled(folder)
         try:
             check_checkpoint(folder)
@@ -190,6 +206,9 @@ def find_checkpoint(wanted: str | None, output_dir: str) -> str | None:
             continue
         if broken:
             print(f"Passed over: {' '.join(broken)} Resuming from {folder}.", file=sys.stderr)
+        further = [path.name for path in older if int(path.name[11:]) > int(folder.name[11:])]
+        if further:
+            print(f"Resuming from {folder}, which was saved last, after {', '.join(further)}.", file=sys.stderr)
         return str(folder)
     raise FileNotFoundError(_no_checkpoint(wanted, output_dir, broken))
 
@@ -332,6 +351,6 @@ def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> T
     if stop.stopped:
         if trainer.accelerator.is_main_process:
             made = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
-            print(f"Stopped by SIGTERM: go on from {made} with --resume_from_checkpoint last.", file=sys.stderr)
+            print(f"Stopped by SIGTERM: go on with --resume_from_checkpoint {shlex.quote(str(made))}.", file=sys.stderr)
         raise SystemExit(STOPPED)
     return output

@@ -66,7 +66,7 @@ class TrainingJob:
     gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
     resume_from_checkpoint: str | None = option(
-        None, 'folder of a checkpoint, or "last" for the last whole one in output_dir'
+        None, 'folder of a checkpoint, or "last" for the whole one in output_dir that was saved last'
     )
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ class RewardJob:
     head_size: int = option(64, "backbone clap: hidden units of the head")
     head_dropout: float = option(0.1, "backbone clap: dropout of the head, in [0, 1)")
     crop_s: float = option(WINDOW_S, "seconds of each clip, from its start, that are trained and tested on")
-    ties: str = option("drop", "drop: leave ties out; half: count them as half a choice for either side")
+    ties: str = option("drop", "drop: leave tie and both_bad out; half: count them as half a choice for either side")
     min_seconds: float | None = option(None, "leave out rows whose listener heard less of a clip, in seconds")
     cache_dir: str | None = option(None, "cache of the clips' codes or vectors; empty for output_dir/clips")
     test_share: float | None = option(
@@ -103,7 +103,7 @@ class RewardJob:
     bf16: bool = option(False, BF16_HELP)
     report_to: str = option("none", "none, tensorboard, wandb or trackio")
     resume_from_checkpoint: str | None = option(
-        None, 'folder of a checkpoint, or "last" for the last whole one in output_dir'
+        None, 'folder of a checkpoint, or "last" for the whole one in output_dir that was saved last'
     )
 
     def __post_init__(self) -> None:
@@ -312,21 +312,21 @@ def run_reward(job: RewardJob) -> Path:
     baselines = {label: find_rewards(spec) for label, spec in label_specs(job.baselines, "baselines").items()}
     set_seed(job.seed)
     split = split_preferences(job)
-    decided, counts = {}, {}
+    kept, counts = {}, {}
     for side, rows in split.items():
-        decided[side], counts[side] = decided_pairs(rows, job.min_seconds)
+        keep_ties = side == "train" and job.ties == "half"
+        kept[side], counts[side] = decided_pairs(rows, job.min_seconds, keep_ties)
     reached = {}
     if PartialState().is_main_process:  # before the training, so that a reward that fails costs none
         for label, load in baselines.items():
-            reached[label] = _baseline(load(), decided["test"], job.crop_s, label, args.device)
+            reached[label] = _baseline(load(), kept["test"], job.crop_s, label, args.device)
 
     model = build_model(job).to(args.device)
     clips = ClipSequences(model, job.crop_s, job.cache_dir or Path(job.output_dir) / "clips")
-    train_rows = decided["train"] if job.ties == "drop" else split["train"]
     pairs, own = Path(job.output_dir) / "pairs", PartialState().process_index
-    train = bradley_terry_pairs(train_rows, clips.of_rows(train_rows), job.ties, pairs / f"train-{own}.arrow")
+    train = bradley_terry_pairs(kept["train"], clips.of_rows(kept["train"]), job.ties, pairs / f"train-{own}.arrow")
     fitted = len(clips.table) if job.backbone == "clap" else 0
-    test = bradley_terry_pairs(decided["test"], clips.of_rows(decided["test"]), "drop", pairs / f"test-{own}.arrow")
+    test = bradley_terry_pairs(kept["test"], clips.of_rows(kept["test"]), "drop", pairs / f"test-{own}.arrow")
     if job.backbone == "clap":
         model.head.fit(clips.table[:fitted].to(args.device))  # standardised by what the training side holds
         view: PreferenceModel = TabledPreferenceModel.from_model(model, clips.table)
@@ -348,8 +348,8 @@ def run_reward(job: RewardJob) -> Path:
     margins = held_out_margins(trainer, test)
     if job.lora_r:
         trainer.model.merge_and_unload()
-    meetings = list(zip(decided["test"]["chosen_model"], decided["test"]["rejected_model"]))
-    metrics = accuracy_report(margins, meetings, pair_votes(decided["test"])) | {
+    meetings = list(zip(kept["test"]["chosen_model"], kept["test"]["rejected_model"]))
+    metrics = accuracy_report(margins, meetings, pair_votes(kept["test"])) | {
         "baselines": reached,
         "n_train_pairs": counts["train"]["kept"],
         "train_loss": outcome.training_loss,

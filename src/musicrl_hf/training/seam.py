@@ -15,6 +15,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import MusicgenForConditionalGeneration, TrainingArguments
 
+from ..bundled import BUNDLED
 from ..flat import FlatMusicRLForCausalLM, FlatTokenizer
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..places import unlock_weights
@@ -72,7 +73,7 @@ def prepare_generator(
     """
     if isinstance(model, str):
         generator = load_generator(model)
-        generator.name_or_path = model  # what a saved adapter names as its base: the name as it was typed
+        generator.name_or_path = model  # not the folder of a bundled name
         model = generator
     if isinstance(model, MusicRLForConditionalGeneration) and not isinstance(model, FlatMusicRLForCausalLM):
         model = FlatMusicRLForCausalLM.from_generator(model)
@@ -82,11 +83,21 @@ def prepare_generator(
             f"`{name}` must be a name, a MusicRLForConditionalGeneration or a PEFT model over a FlatMusicRLForCausalLM, "
             f"got {type(flat).__name__}; load it with musicrl_hf.load_generator."
         )
+    flat.name_or_path = _whole_path(flat.name_or_path)  # what a saved adapter names as its base
+    for config in model.peft_config.values() if isinstance(model, PeftModel) else ():
+        config.base_model_name_or_path = _whole_path(config.base_model_name_or_path)
     flat.disable_dropout()
     flat.freeze_codec()
     flat.text_encoder.requires_grad_(False)  # as MusicGen was trained itself
     flat.restore_audio_token_ids()
     return model
+
+
+def _whole_path(name: str | None) -> str | None:
+    """A folder by its whole path, so that it is found from any working directory; other names as they are."""
+    if not name or name in BUNDLED or not os.path.isdir(folder := os.path.expanduser(name)):
+        return name
+    return str(Path(folder).resolve())
 
 
 def prepare_reference(
