@@ -1,6 +1,7 @@
 """What a listener can and cannot do, on every kind of store."""
 
 import threading
+import time
 from collections import Counter
 from dataclasses import asdict
 
@@ -208,6 +209,38 @@ def test_what_nobody_answers_is_dealt_to_others_and_still_counts_when_late(store
     clock.now += 4 * 3600
     with pytest.raises(Refused, match="too long ago"):
         desk.vote(slow, late.token, GOOD)
+
+
+@pytest.mark.parametrize("asks_first", ["another", "the voter"])
+def test_a_late_vote_stays_while_somebody_asks_for_a_pair(store, clock, asks_first):
+    """The vote is being committed when another listener, or another tab of the voter, is dealt something."""
+    desk = open_desk(store, clock, raters=2, deal_hours=2)
+    add_pair(store, "jazz")
+    (_, late), (_, other) = join(desk), join(desk)
+    token = desk.deal(late).token
+    clock.now += 2 * 3600 + 1
+    if asks_first == "the voter":  # their deal has run out by then
+        assert desk.deal(other) is not None
+    inside, check = threading.Event(), desk._check_rate
+
+    def check_slowly(*values):
+        check(*values)
+        inside.set()
+        time.sleep(0.5)
+
+    desk._check_rate = check_slowly
+    voting = threading.Thread(target=lambda: desk.vote(late, token, GOOD))
+    voting.start()
+    assert inside.wait(10)
+    dealt = desk.deal(late if asks_first == "the voter" else other)
+    voting.join()
+    assert (dealt is None) == (asks_first == "the voter")
+    assert desk.votes_of(late) == 1
+    assert desk.deal(late) is None
+    with store.read() as connection:
+        states = dict(tuple(row) for row in connection.execute(select(tables.deals.c.listener, tables.deals.c.state)))
+        assert states == {late: "voted", other: "open"}
+        assert connection.scalar(select(tables.pairs.c.live)) == 2
 
 
 def test_a_typed_prompt_is_dealt_to_who_typed_it_and_counted(store, clock):

@@ -149,6 +149,8 @@ class Desk:
             self._known(connection, listener)
             self._expire(connection, now)
             found = self._open_deal(connection, listener, pair)
+            while found is not None and found.state == "expired" and not self._reopen(connection, found, now):
+                found = self._open_deal(connection, listener, pair)
             if found is None:
                 chosen = self._choose(connection, listener, pair)
                 if chosen is None:
@@ -158,9 +160,6 @@ class Desk:
                 connection.execute(insert(deals).values(id=uuid.uuid4().hex, **values))
                 connection.execute(update(pairs).where(pairs.c.id == chosen).values(live=pairs.c.live + 1))
                 found = self._open_deal(connection, listener, chosen)
-            elif found.state == "expired":  # it came back: the pair counts on this listener again
-                connection.execute(update(deals).where(deals.c.id == found.id).values(state="open", dealt_at=now))
-                connection.execute(update(pairs).where(pairs.c.id == found.pair).values(live=pairs.c.live + 1))
             assert found is not None
             lengths = {
                 clip: connection.execute(select(clips.c.duration_s).where(clips.c.id == clip)).scalar_one()
@@ -281,8 +280,18 @@ class Desk:
         before = now - self.rules.deal_hours * 3600
         late = select(deals.c.id, deals.c.pair).where(deals.c.state == "open", deals.c.dealt_at < before).limit(100)
         for deal, pair in connection.execute(late).all():
-            connection.execute(update(deals).where(deals.c.id == deal).values(state="expired"))
-            connection.execute(update(pairs).where(pairs.c.id == pair).values(live=pairs.c.live - 1))
+            # A late vote on it may have been committed since it was read: then it is voted on, and stays so.
+            own = update(deals).where(deals.c.id == deal, deals.c.state == "open")
+            if connection.execute(own.values(state="expired")).rowcount == 1:
+                connection.execute(update(pairs).where(pairs.c.id == pair).values(live=pairs.c.live - 1))
+
+    def _reopen(self, connection: Connection, deal: Row, now: float) -> bool:
+        """Have an expired deal count on its listener again; False where they voted on it since it was read."""
+        own = update(deals).where(deals.c.id == deal.id, deals.c.state == "expired")
+        if connection.execute(own.values(state="open", dealt_at=now)).rowcount != 1:
+            return False
+        connection.execute(update(pairs).where(pairs.c.id == deal.pair).values(live=pairs.c.live + 1))
+        return True
 
     def _open_deal(self, connection: Connection, listener: str, pair: str | None) -> Row | None:
         own = _whole_deal().where(deals.c.listener == listener, deals.c.state != "voted")
