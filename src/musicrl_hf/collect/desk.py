@@ -49,20 +49,16 @@ class Desk:
         clock: gives the time in seconds since 1970.
 
     Raises:
-        ValueError: the store holds votes of a study and the rules are none, or the other way round: their pairs would be
-            taken for pairs that were asked about.
+        ValueError: the store holds pairs or votes of a study and the rules are none, or the other way round: its pairs
+            would be taken for pairs of this collection.
     """
 
     def __init__(self, store: VoteStore, rules: Rules, clock: Callable[[], float] = time.time):
         self.store, self.rules, self.clock = store, rules, clock
         with store.write(exclusive=True) as connection:
             before = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
-            has_votes = connection.scalar(select(votes.c.deal).limit(1)) is not None
-            if before is not None and has_votes and json.loads(before)["study"] != rules.study:
-                raise ValueError(
-                    f"`study` is {rules.study}, but the store {store.name} holds votes that were "
-                    f"{'no ratings' if rules.study else 'ratings of a study'}: give a --store of its own."
-                )
+            if before is not None and json.loads(before)["study"] != rules.study:
+                _check_empty(connection, rules.study, store.name)
             if connection.scalar(select(consents.c.id).where(consents.c.id == rules.consent_id)) is None:
                 connection.execute(
                     insert(consents).values(id=rules.consent_id, text=rules.consent_text, licence=rules.licence)
@@ -350,6 +346,17 @@ class Desk:
             recent = and_(votes.c.listener == listener, votes.c.voted_at > now - seconds)
             if (connection.scalar(select(func.count()).select_from(votes).where(recent)) or 0) >= most:
                 raise Refused(f"That is more than {most} votes in a {name}: please take a break.")
+
+
+def _check_empty(connection: Connection, study: bool, name: str) -> None:
+    """Refuse what a collection of the other kind has left in a store."""
+    kinds = {
+        votes.c.deal: "votes that were no ratings" if study else "votes that were ratings of a study",
+        pairs.c.id: "pairs that were made for no study" if study else "pairs of a study",
+    }
+    for column, found in kinds.items():
+        if connection.scalar(select(column).limit(1)) is not None:
+            raise ValueError(f"`study` is {study}, but the store {name} holds {found}: give a --store of its own.")
 
 
 def _dealt_to(listener: str) -> ColumnElement[bool]:
