@@ -121,6 +121,7 @@ class Desk:
             connection.execute(delete(listeners).where(listeners.c.id == listener))
             _set(connection, LAST_WITHDRAWAL, uuid.uuid4().hex)
         self.store.remove_clips(gone)
+        self.store.forget()
         return removed
 
     # -- deals -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ the same. Tables are brought up to date by Alembic (`migrations/`) when a store 
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from torch import Tensor
 from ..audio import atomic_path, audio_bytes, match_loudness, read_audio
 from ..preferences.schema import clip_path
 from .tables import clips, settings
+
+logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "votes.db"
 CLIP_FOLDER = "clips"
@@ -101,6 +104,15 @@ class VoteStore:
             if exclusive and not self.is_sqlite:
                 connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             yield connection
+
+    def forget(self) -> None:
+        """Have what was deleted vanish from the disk: SQLite's write-ahead log keeps what the database file held before."""
+        if not self.is_sqlite:
+            return
+        with self._writer, closing(self.engine.raw_connection()) as connection:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            logger.warning("%s is read all the time: what was withdrawn stays in its log until it is closed", self.name)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -284,7 +296,7 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
-        # What is deleted is overwritten: whose votes were withdrawn are nowhere in the file.
+        # What is deleted is overwritten: after `VoteStore.forget`, what was withdrawn is nowhere in the files.
         pragmas = (
             "busy_timeout = 30000",
             "journal_mode = WAL",
