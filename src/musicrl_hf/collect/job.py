@@ -220,10 +220,12 @@ def _check_exports(job: CollectJob, store: "VoteStore") -> None:
 def _simulate(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
     """Make pairs, and have simulated listeners vote on them."""
     from ..preferences.listeners import simulated_listeners
-    from .simulate import simulate
+    from .simulate import enrol, simulate
 
+    listeners = simulated_listeners(job.simulate, job.seed or 0)
+    enrol(desk, listeners)  # refused before pairs are made
     _make_pairs(job, desk.open_pairs(), maker)
-    given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
+    given = simulate(desk, listeners)
     told = f"{given.total()} votes of {len(given)} simulated listeners to {desk.store.name}"
     if len(given) < job.simulate:
         told += (
