@@ -9,8 +9,10 @@ from stores import add_pair, hear_and_vote, join, open_desk
 from tiny import tiny_generator
 
 from musicrl_hf.cli import main
+from musicrl_hf.collect.export import export_votes
 from musicrl_hf.collect.store import VoteStore
 from musicrl_hf.collect.tables import votes
+from musicrl_hf.preferences import load_preferences
 from musicrl_hf.rewards.preference import PreferenceModel
 
 
@@ -87,6 +89,18 @@ def test_exports_in_turn_of_several_licences_are_refused_once(models, clock, tmp
         rules = connection.exec_driver_sql("select value from settings where name = 'rules'").scalar_one()
     assert '"licence": "cc0-1.0"' in rules
     store.close()
+
+
+def test_exports_in_turn_over_those_of_another_collection_are_refused_at_once(models, clock, tmp_path, capsys):
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock)
+    add_pair(store, "jazz")
+    hear_and_vote(desk, clock, join(desk)[1])
+    out = export_votes(store, tmp_path / "out").path
+    store.close()
+    words = ["--model", models / "x", "--store", tmp_path / "other", "--port", 0, "--every", "10m", "--out", out]
+    assert f"out is {out}, which holds the export of another collection" in refusal(capsys, *words)
+    assert load_preferences(out).num_rows == 1
 
 
 def test_messages_call_the_store_as_it_was_given(models, clock, tmp_path, capsys):

@@ -214,6 +214,35 @@ def test_an_export_writes_over_nothing_else(tmp_path, clock):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+def test_no_collection_writes_over_the_export_of_another(tmp_path, clock):
+    store, other = VoteStore(tmp_path / "store"), VoteStore(tmp_path / "other")
+    desk = open_desk(store, clock)
+    add_pair(store, "jazz")
+    code, listener = join(desk)
+    hear_and_vote(desk, clock, listener)
+    out = export_votes(store, tmp_path / "out").path
+    assert read_collection(out).collection == store.collection != other.collection
+    assert not {store.salt, store.key, store.admin_token} & set((out / "collection.json").read_text().split('"'))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match="out is .*out, which holds the export of another collection: give another fol"
+    ):
+        export_votes(other, out)  # which has no vote
+    record = json.loads((out / "collection.json").read_text())
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (out / "collection.json").write_text(json.dumps(record | {"collection": None}))
+    with pytest.raises(ValueError, match="holds the export of a collection without an id"):
+        export_votes(other, out)
+    (out / "collection.json").write_text(json.dumps(record))
+    (tmp_path / "empty").mkdir()
+    assert str(export_votes(other, tmp_path / "empty")) == "nothing: the store has no vote"
+    assert (tmp_path / "empty").is_dir()
+    (tmp_path / "link").symlink_to(out)
+    desk.withdraw(code)
+    assert export_votes(store, tmp_path / "link").removed
+    assert not out.exists()
+
+
 def test_votes_are_published_under_what_was_agreed_to(tmp_path, clock):
     store = VoteStore(tmp_path / "store")
     listeners = {}
@@ -434,6 +463,14 @@ def test_votes_are_pushed_replaced_and_withdrawn(rehearsal, tmp_path, clock):
         assert "25 rows" in run_client(hub, tmp_path, *words).stdout
         (newer,) = (path for path in hub.files("dataset", "tester/votes") if path.endswith(".parquet"))
         assert newer != name  # one file, under another name
+
+        before = hub.files("dataset", "tester/votes")
+        VoteStore(tmp_path / "other").close()
+        foreign = run_client(hub, tmp_path, *words[:2], "other", "--out", "new", *words[5:])
+        assert foreign.returncode == 2
+        assert "push is tester/votes, which holds the export of another collection: give another name" in foreign.stderr
+        assert hub.files("dataset", "tester/votes") == before
+        assert not (tmp_path / "new").exists()
 
         with store.write() as connection:
             connection.execute(tables.votes.delete())

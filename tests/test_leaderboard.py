@@ -41,7 +41,8 @@ def test_votes_are_counted_as_the_models_that_were_heard(store, clock):
     add_pair(store, "itself", models=(GOOD, GOOD))
     for seed in range(4):
         prefer(desk, clock, join(desk)[1], seed)
-    counted, ratings = votes_in_store(store)
+    found = votes_in_store(store)
+    counted, ratings = [vote for vote, _ in found], [rating for _, own in found for rating in own]
     assert len(counted) == 48  # neither the check nor a model against itself
     assert len(ratings) == 96
     with store.read() as connection:
@@ -74,6 +75,32 @@ def test_few_votes_are_not_shown(store, clock):
         assert "poor" not in board.html()
         prefer(desk, clock, join(desk)[1], seed)
     assert "poor" in board.html()
+
+
+def test_two_generators_that_few_compared_are_left_out(store, clock):
+    """Their cell would say how its only listener voted: "1 of 1"."""
+    desk = open_desk(store, clock, raters=9, study=True, votes_per_minute=1000)
+    for number in range(LEAST_VOTES):
+        add_pair(store, f"prompt {number}", models=(GOOD, POOR))
+    for seed in range(LEAST_LISTENERS):
+        prefer(desk, clock, join(desk)[1], seed)
+    board = Leaderboard(store, fresh_s=0)
+    before = board.html()
+    assert "60 votes of 3 listeners." in before
+    add_pair(store, "one more", models=("newcomer", POOR))
+    curious = [join(desk)[1] for _ in range(LEAST_LISTENERS)]
+    prefer(desk, clock, curious[0], 7)
+    shown = board.html()
+    assert "newcomer" not in shown
+    assert "80 votes of 4 listeners; left out: 1 on pairs of generators with fewer than 20 votes" in shown
+    for number in range(LEAST_VOTES):  # twenty votes, but of one listener
+        add_pair(store, f"another {number}", models=("newcomer", POOR))
+    prefer(desk, clock, curious[0], 8)
+    assert "newcomer" not in board.html()
+    for seed, listener in enumerate(curious[1:]):
+        prefer(desk, clock, listener, seed)
+    assert "newcomer" in board.html()
+    assert "left out" not in board.html()
 
 
 def test_who_withdraws_is_out_of_the_ranking_at_once(store, clock):

@@ -84,6 +84,26 @@ def test_a_study_has_every_two_models_on_the_same_seed_and_goes_on(store, models
         next(PairMaker(store, {"x": models["x"]}, PROMPTS, **OPTIONS).make_study())
 
 
+def test_a_study_has_each_pair_once_whoever_makes_it_and_whichever_model_is_named_first(store, models):
+    def study(*names):
+        return PairMaker(store, {name: models[name] for name in names}, PROMPTS, **OPTIONS).make_study()
+
+    one, other = study("x", "y"), study("y", "x")
+    playing = models["y"].sample
+
+    def sample_while_the_other_server_saves(*values, **options):
+        models["y"].sample = playing
+        next(other)
+        return playing(*values, **options)
+
+    models["y"].sample = sample_while_the_other_server_saves
+    assert len([*one, *other]) + 1 == len(PROMPTS)
+    assert list(study("y", "x")) == []
+    made = made_pairs(store)
+    assert sorted(prompt for prompt, *_ in made) == sorted(PROMPTS)
+    assert len(list(store.clip_folder.glob("*.wav"))) == 2 * len(made)  # those of the pair that came too late are gone
+
+
 def test_a_prompt_that_fails_leaves_nothing_and_costs_no_other(store, models):
     silent = tiny_generator(seed=0)
     with torch.no_grad():

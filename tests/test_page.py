@@ -226,6 +226,44 @@ def test_withdrawal_and_another_device(open_page, store):
     expect(other.get_by_text("Please agree to the text on this page first.")).to_be_visible()
 
 
+def test_who_agreed_twice_withdraws_everything(open_page, browser, store):
+    """Under a new text a listener is given a new code: the old one is kept, shown and withdrawn with it."""
+    for number in range(2):
+        add_pair(store, f"jazz {number}")
+
+    def agree_and_vote(page):
+        code = agree(page)
+        play(page, "A")
+        play(page, "B")
+        page.get_by_role("button", name="A is better").click()
+        expect(page.get_by_text("1 vote of yours is kept")).to_be_visible()
+        return code
+
+    page = open_page()
+    first = agree_and_vote(page)
+    with store.write() as connection:  # as if they had agreed to an earlier text
+        row = {"id": "0" * 64, "text": "an earlier text", "licence": "cc0-1.0"}
+        connection.execute(tables.consents.insert().values(row))
+        connection.execute(tables.listeners.update().values(consent=row["id"]))
+    page.reload()
+    expect(page.get_by_text("The text that you agreed to has changed")).to_be_visible()
+    second = agree_and_vote(page)
+    assert len(votes_in(store)) == 2
+    page.get_by_role("button", name="Show my private code").click()
+    expect(page.locator(".secret code")).to_have_text(second)
+    expect(page.locator(".earlier")).to_contain_text(first)
+    page.get_by_role("button", name="Withdraw", exact=True).click()
+    expect(page.get_by_label("Private code").last).to_have_value(f"{first}\n{second}")
+    page.get_by_label("Delete everything of mine.").check()
+    page.get_by_role("button", name="Withdraw my votes").click()
+    expect(page.get_by_text("2 votes are deleted. Nothing of yours is kept any more.")).to_be_visible()
+    assert votes_in(store) == []
+    page.reload()
+    expect(page.get_by_role("button", name="Start listening")).to_be_visible()
+    page.get_by_role("button", name="Withdraw", exact=True).click()
+    expect(page.get_by_label("Private code").last).to_have_value("")
+
+
 def test_on_a_phone_everything_fits(open_page, store):
     add_pair(store, "a very long prompt " * 12 + "x" * 60)
     page = open_page(**PHONE)

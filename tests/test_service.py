@@ -66,6 +66,7 @@ def test_what_no_page_would_send_is_a_sentence_and_no_crash(store, clock, data):
         {"seconds_a": -1},
         {"seconds_a": float("nan")},
         {"seconds_a": float("inf")},
+        {"seconds_a": 10**400},
         {"seconds_b": "5"},
         {"seconds_b": True},
         {"token": "x"},

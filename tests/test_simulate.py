@@ -1,5 +1,6 @@
 from collections import Counter
 
+import pytest
 from sqlalchemy import select
 from stores import add_pair, open_desk, votes_in
 
@@ -39,6 +40,18 @@ def test_simulated_listeners_vote_as_they_judge_and_are_called_so(store, clock):
     assert simulate(desk, listeners) == {}  # all is said
     add_pair(store, "one more")
     assert simulate(desk, listeners, votes_each=max(Counter(row.listener for row in rows).values())).total() <= 3
+
+
+def test_simulated_listeners_keep_to_one_licence(store, clock):
+    desk = open_desk(store, clock)
+    add_pair(store, "jazz")
+    simulate(desk, simulated_listeners(1))
+    add_pair(store, "blues")
+    other = open_desk(store, clock, licence="cc0-1.0")
+    with pytest.raises(ValueError, match="`licence` is 'cc0-1.0', but simulated .* voted under cc-by-4.0 .* --store"):
+        simulate(other, simulated_listeners(2))
+    assert len(votes_in(store)) == 1
+    assert simulate(open_desk(store, clock), simulated_listeners(1)).total() == 1
 
 
 def test_simulated_listeners_rate_in_a_study(store, clock):

@@ -14,12 +14,12 @@ import torch
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import insert, select, text
-from stores import RATE, tone, votes_in
+from stores import RATE, add_pair, tone, votes_in
 
 from musicrl_hf.audio import read_audio
 from musicrl_hf.collect.desk import Desk
 from musicrl_hf.collect.rules import Answer, Rules
-from musicrl_hf.collect.store import VoteStore
+from musicrl_hf.collect.store import OWNER_FILE, VoteStore
 from musicrl_hf.collect.tables import clips, consents, metadata
 
 
@@ -101,14 +101,14 @@ def test_clips_are_whole_16_bit_files_of_one_loudness(store):
         assert seconds == 2.0
         assert soundfile.info(path).subtype == "PCM_16"
         assert pyloudnorm.Meter(rate).integrated_loudness(samples) == pytest.approx(-23, abs=0.1)
-    assert len(list(store.clip_folder.iterdir())) == 2
+    assert len(list(store.clip_folder.glob("*.wav"))) == 2
 
 
 @pytest.mark.parametrize("audio", [torch.zeros(1, RATE), torch.full((1, RATE), float("nan")), torch.zeros(1, 0)])
 def test_a_clip_that_nobody_could_use_is_not_kept(store, audio):
     with pytest.raises(ValueError, match="silent|NaN|empty"):
         store.save_clip(audio, RATE)
-    assert list(store.clip_folder.iterdir()) == []
+    assert list(store.clip_folder.glob("*.wav")) == []
 
 
 def test_nothing_outside_the_clip_folder_is_opened(store, tmp_path):
@@ -135,7 +135,58 @@ def test_files_without_rows_go_when_they_are_old(place):
         os.utime(store.clip_file(clip), (0, time.time() - 4000))
     store.close()
     VoteStore(*place).close()
-    assert {path.stem for path in store.clip_folder.iterdir()} == {young, kept}
+    assert {path.stem for path in store.clip_folder.glob("*.wav")} == {young, kept}
+
+
+def make_old(folder):
+    for path in folder.iterdir():
+        os.utime(path, (0, time.time() - 4000))
+
+
+def test_files_that_are_no_clips_of_a_store_stay(tmp_path):
+    """A folder of one's own may be the clip folder: only what is named as a clip can be one without its row."""
+    mine = tmp_path / "music"
+    mine.mkdir()
+    for name in ("my song.wav", "A" * 32 + ".wav", "0" * 31 + ".wav"):
+        (mine / name).write_bytes(b"x")
+    make_old(mine)
+    before = {path.name for path in mine.iterdir()}
+    VoteStore(tmp_path / "store", mine).close()
+    VoteStore(tmp_path / "store", mine).close()
+    assert {path.name for path in mine.glob("*.wav")} == before
+
+
+def test_reading_a_store_removes_nothing(place):
+    store = VoteStore(*place)
+    orphan, _ = store.save_clip(tone(300), RATE)
+    make_old(store.clip_folder)
+    store.close()
+    VoteStore(*place, create=False).close()
+    assert store.clip_file(orphan).is_file()
+
+
+def test_the_clips_of_another_collection_are_refused_and_stay(place, tmp_path):
+    store = VoteStore(*place)
+    add_pair(store, "jazz")
+    make_old(store.clip_folder)
+    before = {path: path.read_bytes() for path in store.clip_folder.iterdir()}
+    store.close()
+    VoteStore(tmp_path / "other").close()
+    refused = [
+        (f"sqlite:///{tmp_path}/new.db", True),
+        (str(tmp_path / "other"), True),
+        (str(tmp_path / "other"), False),
+    ]
+    for where, create in refused:
+        with pytest.raises(ValueError, match="`clips` is .*clips, which holds the clips of another collection: give a"):
+            VoteStore(where, store.clip_folder, create=create)
+    assert not (tmp_path / "new.db").exists()
+    (store.clip_folder / OWNER_FILE).unlink()  # as a version without marks left it
+    with pytest.raises(ValueError, match="clips of another collection"):
+        VoteStore(tmp_path / "other", store.clip_folder)
+    VoteStore(*place).close()  # its own
+    assert {path: path.read_bytes() for path in store.clip_folder.iterdir()} == before
+    assert store.salt not in (store.clip_folder / OWNER_FILE).read_text()
 
 
 def test_no_acknowledged_vote_is_lost_when_the_process_is_killed(place):

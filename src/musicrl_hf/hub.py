@@ -149,7 +149,7 @@ def send(upload: Upload, *, private: bool | None = None, revision: str | None = 
     """
     api = HfApi(token=token, library_name="musicrl_hf")
     where: dict[str, Any] = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
-    with _hub_errors(api, upload.repo_id):
+    with hub_errors(api, upload.repo_id):
         api.create_repo(**where, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(**where, branch=revision, exist_ok=True)
@@ -246,7 +246,7 @@ def retract_preferences(repo_id: str, *, token: str | None = None) -> str | None
     """
     _check_repo_id(repo_id)
     api = HfApi(token=token, library_name="musicrl_hf")
-    with _hub_errors(api, repo_id):
+    with hub_errors(api, repo_id):
         there = api.file_exists(repo_id, COLLECTION_FILE, repo_type="dataset")
     if not there:
         return None
@@ -264,7 +264,7 @@ def check_sign_in(repo_id: str, *, token: str | None = None) -> None:
     """
     _check_repo_id(repo_id)
     api = HfApi(token=token, library_name="musicrl_hf")
-    with _hub_errors(api, repo_id):
+    with hub_errors(api, repo_id):
         api.whoami()
 
 
@@ -369,7 +369,7 @@ def _public_adapter_config(folder: Path, base_model: str | None) -> bytes:
 
 
 @contextmanager
-def _hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
+def hub_errors(api: HfApi, repo_id: str) -> Iterator[None]:
     """What the Hub's client raises, as errors that say what to do."""
     try:
         yield

@@ -138,6 +138,7 @@ class CollectionRecord:
             not defined.
         shared_pairs: pairs that two or more listeners voted on, which agreement is measured by.
         date: ISO 8601.
+        collection: id of the store, which no other one has; None where an earlier version wrote the file.
     """
 
     license: str
@@ -149,6 +150,7 @@ class CollectionRecord:
     agreement: dict[str, float | None]
     shared_pairs: int
     date: str
+    collection: str | None = None
 
     def to_json(self) -> str:
         """The content of the file."""

@@ -49,20 +49,16 @@ class Desk:
         clock: gives the time in seconds since 1970.
 
     Raises:
-        ValueError: the store holds votes of a study and the rules are none, or the other way round: their pairs would be
-            taken for pairs that were asked about.
+        ValueError: the store holds pairs or votes of a study and the rules are none, or the other way round: its pairs
+            would be taken for pairs of this collection.
     """
 
     def __init__(self, store: VoteStore, rules: Rules, clock: Callable[[], float] = time.time):
         self.store, self.rules, self.clock = store, rules, clock
         with store.write(exclusive=True) as connection:
             before = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
-            has_votes = connection.scalar(select(votes.c.deal).limit(1)) is not None
-            if before is not None and has_votes and json.loads(before)["study"] != rules.study:
-                raise ValueError(
-                    f"`study` is {rules.study}, but the store {store.name} holds votes that were "
-                    f"{'no ratings' if rules.study else 'ratings of a study'}: give a --store of its own."
-                )
+            if before is not None and json.loads(before)["study"] != rules.study:
+                _check_empty(connection, rules.study, store.name)
             if connection.scalar(select(consents.c.id).where(consents.c.id == rules.consent_id)) is None:
                 connection.execute(
                     insert(consents).values(id=rules.consent_id, text=rules.consent_text, licence=rules.licence)
@@ -125,6 +121,7 @@ class Desk:
             connection.execute(delete(listeners).where(listeners.c.id == listener))
             _set(connection, LAST_WITHDRAWAL, uuid.uuid4().hex)
         self.store.remove_clips(gone)
+        self.store.forget()
         return removed
 
     # -- deals -------------------------------------------------------------------------------------------------------
@@ -149,6 +146,8 @@ class Desk:
             self._known(connection, listener)
             self._expire(connection, now)
             found = self._open_deal(connection, listener, pair)
+            while found is not None and found.state == "expired" and not self._reopen(connection, found, now):
+                found = self._open_deal(connection, listener, pair)
             if found is None:
                 chosen = self._choose(connection, listener, pair)
                 if chosen is None:
@@ -158,9 +157,6 @@ class Desk:
                 connection.execute(insert(deals).values(id=uuid.uuid4().hex, **values))
                 connection.execute(update(pairs).where(pairs.c.id == chosen).values(live=pairs.c.live + 1))
                 found = self._open_deal(connection, listener, chosen)
-            elif found.state == "expired":  # it came back: the pair counts on this listener again
-                connection.execute(update(deals).where(deals.c.id == found.id).values(state="open", dealt_at=now))
-                connection.execute(update(pairs).where(pairs.c.id == found.pair).values(live=pairs.c.live + 1))
             assert found is not None
             lengths = {
                 clip: connection.execute(select(clips.c.duration_s).where(clips.c.id == clip)).scalar_one()
@@ -281,8 +277,18 @@ class Desk:
         before = now - self.rules.deal_hours * 3600
         late = select(deals.c.id, deals.c.pair).where(deals.c.state == "open", deals.c.dealt_at < before).limit(100)
         for deal, pair in connection.execute(late).all():
-            connection.execute(update(deals).where(deals.c.id == deal).values(state="expired"))
-            connection.execute(update(pairs).where(pairs.c.id == pair).values(live=pairs.c.live - 1))
+            # A late vote on it may have been committed since it was read: then it is voted on, and stays so.
+            own = update(deals).where(deals.c.id == deal, deals.c.state == "open")
+            if connection.execute(own.values(state="expired")).rowcount == 1:
+                connection.execute(update(pairs).where(pairs.c.id == pair).values(live=pairs.c.live - 1))
+
+    def _reopen(self, connection: Connection, deal: Row, now: float) -> bool:
+        """Have an expired deal count on its listener again; False where they voted on it since it was read."""
+        own = update(deals).where(deals.c.id == deal.id, deals.c.state == "expired")
+        if connection.execute(own.values(state="open", dealt_at=now)).rowcount != 1:
+            return False
+        connection.execute(update(pairs).where(pairs.c.id == deal.pair).values(live=pairs.c.live + 1))
+        return True
 
     def _open_deal(self, connection: Connection, listener: str, pair: str | None) -> Row | None:
         own = _whole_deal().where(deals.c.listener == listener, deals.c.state != "voted")
@@ -341,6 +347,17 @@ class Desk:
             recent = and_(votes.c.listener == listener, votes.c.voted_at > now - seconds)
             if (connection.scalar(select(func.count()).select_from(votes).where(recent)) or 0) >= most:
                 raise Refused(f"That is more than {most} votes in a {name}: please take a break.")
+
+
+def _check_empty(connection: Connection, study: bool, name: str) -> None:
+    """Refuse what a collection of the other kind has left in a store."""
+    kinds = {
+        votes.c.deal: "votes that were no ratings" if study else "votes that were ratings of a study",
+        pairs.c.id: "pairs that were made for no study" if study else "pairs of a study",
+    }
+    for column, found in kinds.items():
+        if connection.scalar(select(column).limit(1)) is not None:
+            raise ValueError(f"`study` is {study}, but the store {name} holds {found}: give a --store of its own.")
 
 
 def _dealt_to(listener: str) -> ColumnElement[bool]:

@@ -23,7 +23,6 @@ from ..preferences.listeners import SIMULATED, is_simulated
 from ..preferences.schema import (
     FEATURES,
     SCORE_COLUMNS,
-    check_target,
     normalise_prompt,
     preferences_from_rows,
     save_preferences,
@@ -31,6 +30,7 @@ from ..preferences.schema import (
 from ..preferences.splits import side_of_prompt
 from ..records import COLLECTION_FILE, CollectionRecord, agreement_in_words
 from .desk import CHECKS
+from .ownership import check_out, check_push
 from .reliability import Attention, krippendorff_alpha, passes
 from .rules import Answer
 from .store import VoteStore
@@ -105,12 +105,12 @@ def export_votes(
         repo_id: what the card's code loads the data set by; None takes the folder's name. The rest of a card is the same.
 
     Raises:
-        ValueError: `out` holds something else; votes under several licences and none named; a wrong `test_share`.
+        ValueError: `out` holds something else, or the export of another collection; votes under several licences and none named; a wrong `test_share`.
     """
     out = Path(out)
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share is {test_share}: it has to be 0 or lie between 0 and 1")
-    check_out(out)
+    is_there = check_out(out, store.collection)
     with store.read() as connection:
         rows = connection.execute(_joined()).all()
         protocol = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
@@ -118,12 +118,11 @@ def export_votes(
     rows = [row for row in rows if row.licence == licence]
     compared = [row for row in rows if row.kind == "pair"]
     if not compared:
-        removed = out.is_dir()
-        if removed:
-            shutil.rmtree(out)
-        return ExportResult(out, None, 0, removed=removed)
+        if is_there:
+            shutil.rmtree(out.resolve())  # what a link leads to, too
+        return ExportResult(out, None, 0, removed=is_there)
     attention = _attention(rows)
-    record = _record(str(licence), json.loads(protocol or "{}"), rows, compared)
+    record = _record(store.collection, str(licence), json.loads(protocol or "{}"), rows, compared)
     sides: dict[str, list[Row]] = {"train": [], "test": []}
     for row in compared:
         sides[side_of_prompt(row.prompt, test_share, seed) if test_share else "train"].append(row)
@@ -140,18 +139,6 @@ def export_votes(
         save_preferences(DatasetDict(parts), out, beside={COLLECTION_FILE: record.to_json()}, card=card)
     prompts = {normalise_prompt(row.prompt) for row in compared}
     return ExportResult(out, out, len(compared), tuple(parts), len(prompts), test_share, record)
-
-
-def check_out(out: str | Path) -> None:
-    """Refuse a folder that an export must not write over.
-
-    Raises:
-        ValueError: it holds anything but an earlier export.
-    """
-    out = Path(out)
-    check_target(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / COLLECTION_FILE).is_file():
-        raise ValueError(f"out is {out}, which holds preferences that no export wrote: give another folder")
 
 
 def licences_of(store: VoteStore) -> list[str]:
@@ -178,7 +165,11 @@ def publish(
     Where no vote is left, the rows on the Hub are deleted and the card says so.
 
     Arguments and errors are those of `export_votes` and `musicrl_hf.hub.push_preferences`.
+
+    Raises:
+        ValueError: `repo_id` holds the export of another collection; nothing is written then.
     """
+    check_push(repo_id, store.collection)
     result = export_votes(store, out, licence=licence, test_share=test_share, seed=seed, repo_id=repo_id)
     if result.path is None:
         address = retract_preferences(repo_id)
@@ -224,7 +215,9 @@ def _attention(rows: Iterable[Row]) -> dict[str, Attention]:
     return {who: Attention(counted[who, True], counted[who, False]) for who, _ in counted}
 
 
-def _record(licence: str, protocol: dict[str, Any], rows: Sequence[Row], compared: Sequence[Row]) -> CollectionRecord:
+def _record(
+    collection: str, licence: str, protocol: dict[str, Any], rows: Sequence[Row], compared: Sequence[Row]
+) -> CollectionRecord:
     checks = {kind: {"passed": 0, "failed": 0} for kind in CHECKS}
     for row in rows:
         if row.kind in CHECKS:
@@ -252,6 +245,7 @@ def _record(licence: str, protocol: dict[str, Any], rows: Sequence[Row], compare
         agreement=agreement,
         shared_pairs=sum(len(values) > 1 for values in chosen.values()),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        collection=collection,
     )
 
 

@@ -127,12 +127,12 @@ def run_collect(job: CollectJob) -> str:
         ImportError: the extra is not installed.
         OSError: the port is taken.
         PermissionError, ConnectionError: `push`, and the Hub does not accept the token or was not reached.
-        ValueError, FileNotFoundError: no such model or prompts, models that make no pair, or `every` where the votes of the
-            store are under another licence. No store is made then.
+        ValueError, FileNotFoundError: no such model or prompts, or models that make no pair; no store is made then. `every`
+            where the votes of the store are under another licence, or `out` or `push` hold another collection's.
     """
     require_extra()
     from ..hub import check_sign_in
-    from .export import check_out
+    from .ownership import check_out
     from .server import listen
     from .store import VoteStore
 
@@ -160,7 +160,7 @@ def _prepare(
     from .maker import PairMaker
 
     if job.every is not None:
-        _check_licences(job, store)
+        _check_exports(job, store)
     if (there := _contents(job, store)) is not None:
         print(there, flush=True)
     desk = Desk(store, job.rules)
@@ -199,10 +199,15 @@ def _contents(job: CollectJob, store: "VoteStore") -> str | None:
     return f"The store {store.name} holds {total} votes already, {simulated} of them simulated, on clips of {', '.join(models)}{rules}."
 
 
-def _check_licences(job: CollectJob, store: "VoteStore") -> None:
-    """Refuse exports in turn of votes that no one data set can hold."""
+def _check_exports(job: CollectJob, store: "VoteStore") -> None:
+    """Refuse exports in turn that would write over another collection's, or of votes that no one data set can hold."""
     from .export import licences_of
+    from .ownership import check_out, check_push
 
+    if job.out is not None:
+        check_out(job.out, store.collection)
+    if job.push is not None:
+        check_push(job.push, store.collection)
     there = licences_of(store)
     if set(there) - {job.licence}:
         raise ValueError(
@@ -215,10 +220,12 @@ def _check_licences(job: CollectJob, store: "VoteStore") -> None:
 def _simulate(job: CollectJob, desk: "Desk", maker: "PairMaker") -> str:
     """Make pairs, and have simulated listeners vote on them."""
     from ..preferences.listeners import simulated_listeners
-    from .simulate import simulate
+    from .simulate import enrol, simulate
 
+    listeners = simulated_listeners(job.simulate, job.seed or 0)
+    enrol(desk, listeners)  # refused before pairs are made
     _make_pairs(job, desk.open_pairs(), maker)
-    given = simulate(desk, simulated_listeners(job.simulate, job.seed or 0))
+    given = simulate(desk, listeners)
     told = f"{given.total()} votes of {len(given)} simulated listeners to {desk.store.name}"
     if len(given) < job.simulate:
         told += (

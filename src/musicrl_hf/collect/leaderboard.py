@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from html import escape
 
 from sqlalchemy import select
@@ -14,7 +15,9 @@ from ..preferences.schema import Vote
 from .store import LAST_WITHDRAWAL, VoteStore
 from .tables import clips, deals, pairs, settings, votes
 
-LEAST_VOTES = 20  # below them a ranking says nothing, and would tell what single listeners chose
+Rated = tuple[Vote, list[Rating]]  # a vote and, in a study, what its two clips were rated
+
+LEAST_VOTES = 20  # of two generators: below them a ranking says nothing, and would tell what single listeners chose
 LEAST_LISTENERS = 3
 _FRESH_S = 60.0
 
@@ -45,22 +48,44 @@ class Leaderboard:
             return self._shown
 
     def _count(self) -> str:
-        counted, ratings = votes_in_store(self.store)
-        listeners = {vote.listener for vote in counted}
-        if len(counted) < LEAST_VOTES or len(listeners) < LEAST_LISTENERS:
+        there = votes_in_store(self.store)
+        shown = _often_compared(there)
+        if not shown:
             return (
-                f"<p>The ranking appears from {LEAST_VOTES} votes of {LEAST_LISTENERS} listeners on: before, it would say "
-                "little of the generators and too much of those who voted.</p>"
+                f"<p>The ranking appears from {LEAST_VOTES} votes of {LEAST_LISTENERS} listeners on two generators on: before, "
+                "it would say little of the generators and too much of those who voted.</p>"
             )
+        counted = [vote for vote, _ in shown]
+        ratings = [rating for _, own in shown for rating in own]
+        listeners = {vote.listener for vote in counted}
         simulated = sum(is_simulated(listener) for listener in listeners)
         told = f"{len(counted):,} votes of {len(listeners):,} listeners"
         if simulated:
             told += f", {simulated:,} of whom are simulated: rules on the waveform, not people"
+        if left_out := len(there) - len(shown):
+            fewer = f"fewer than {LEAST_VOTES} votes or {LEAST_LISTENERS} listeners"
+            told += f"; left out: {left_out:,} on pairs of generators with {fewer} so far"
         return f"<p>{escape(told)}.</p>{render_standings(count_votes(counted, ratings))}"
 
 
-def votes_in_store(store: VoteStore) -> tuple[list[Vote], list[Rating]]:
-    """The votes between two generators, and their ratings in a study, without the checks of attention."""
+def _often_compared(votes: Sequence[Rated]) -> list[Rated]:
+    """The votes between two generators that were compared often enough, by enough listeners, to be shown.
+
+    The others are left out of every number: one listener's votes would show in a cell of the table, or in a strength.
+    """
+    compared: dict[frozenset[str], list[Rated]] = {}
+    for vote, ratings in votes:
+        compared.setdefault(frozenset((vote.model_a, vote.model_b)), []).append((vote, ratings))
+    kept = {
+        pair
+        for pair, own in compared.items()
+        if len(own) >= LEAST_VOTES and len({vote.listener for vote, _ in own}) >= LEAST_LISTENERS
+    }
+    return [(vote, ratings) for vote, ratings in votes if frozenset((vote.model_a, vote.model_b)) in kept]
+
+
+def votes_in_store(store: VoteStore) -> list[Rated]:
+    """The votes between two generators, each with its ratings in a study, without the checks of attention."""
     first, second = clips.alias(), clips.alias()
     tables = (
         votes.join(deals, votes.c.deal == deals.c.id)
@@ -70,12 +95,11 @@ def votes_in_store(store: VoteStore) -> tuple[list[Vote], list[Rating]]:
     )
     columns = (votes, deals.c.swapped, pairs.c.prompt, first.c.model.label("one"), second.c.model.label("other"))
     wanted = select(*columns).select_from(tables).where(pairs.c.kind == "pair", first.c.model != second.c.model)
-    counted, ratings = [], []
+    found: list[Rated] = []
     with store.read() as connection:
         for row in connection.execute(wanted.order_by(votes.c.voted_at, votes.c.deal)):
             a, b = (row.other, row.one) if row.swapped else (row.one, row.other)
-            counted.append(Vote(row.prompt, a, b, row.preference, row.listener))
-            for model, score in ((a, row.score_a), (b, row.score_b)):
-                if score is not None:
-                    ratings.append(Rating(row.prompt, model, score, row.listener))
-    return counted, ratings
+            scores = [(model, score) for model, score in ((a, row.score_a), (b, row.score_b)) if score is not None]
+            ratings = [Rating(row.prompt, model, score, row.listener) for model, score in scores]
+            found.append((Vote(row.prompt, a, b, row.preference, row.listener), ratings))
+    return found

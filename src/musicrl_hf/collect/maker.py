@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, TypeVar
 
 import torch
-from sqlalchemy import func, insert, select
+from sqlalchemy import Connection, func, insert, select
 from torch import Tensor
 
 from ..generator import MusicRLForConditionalGeneration
@@ -20,6 +20,7 @@ from .store import VoteStore
 from .tables import clips, pairs
 
 Result = TypeVar("Result")
+Side = tuple[str, int, Tensor]  # model, seed, clip [C, T]
 logger = logging.getLogger(__name__)
 
 BROKEN = "broken"  # stands for the model of a clip that is noise
@@ -136,8 +137,9 @@ class PairMaker:
     def make_study(self) -> Iterator[str]:
         """The fixed pairs of a study: for each prompt every two models, one clip each, sampled with the same seed.
 
-        Pairs that are there already are passed over, so that a study which was cut short goes on. A model that fails for a
-        prompt costs the pairs in which it would have played, and a warning.
+        Pairs that are there already, whichever model came first in them, are passed over: a study which was cut short goes
+        on, and several servers make one study. A model that fails for a prompt costs the pairs in which it would have played,
+        and a warning.
 
         Yields:
             the id of each pair that was made.
@@ -147,20 +149,17 @@ class PairMaker:
         """
         if len(self.models) < 2:
             raise ValueError(f"models is {', '.join(self.models)}: a study compares two or more; give --against")
-        first, second = clips.alias(), clips.alias()
-        joined = pairs.join(first, pairs.c.first == first.c.id).join(second, pairs.c.second == second.c.id)
-        listed = select(pairs.c.prompt, first.c.model, second.c.model).select_from(joined)
-        with self.store.read() as connection:
-            there = {tuple(row) for row in connection.execute(listed.where(pairs.c.kind == "pair"))}
         made = 0
         for prompt in self.prompts:
-            missing = [pair for pair in self._opponents if (prompt, *pair) not in there]
+            with self.store.read() as connection:
+                there = _opponents_in(connection, prompt)
+            missing = [pair for pair in self._opponents if frozenset(pair) not in there]
             seed = self._random.randrange(2**31)
             needed = [name for name in self.models if any(name in pair for pair in missing)]
             audio = {name: _attempt(prompt, partial(self._sample, prompt, name, seed)) for name in needed}
             for pair in missing:
                 sides = [(name, seed, sound) for name in pair if (sound := audio[name]) is not None]
-                saved = _attempt(prompt, partial(self._save, prompt, sides, "pair", None)) if len(sides) == 2 else None
+                saved = _attempt(prompt, partial(self._save_study, prompt, sides)) if len(sides) == 2 else None
                 if saved is None:
                     continue
                 yield saved
@@ -171,7 +170,26 @@ class PairMaker:
     def _sample(self, prompt: str, name: str, seed: int) -> Tensor:
         return self.models[name].sample([prompt], seed=seed, **self._sampling).audio[0].cpu()
 
-    def _save(self, prompt: str, sides: Sequence[tuple[str, int, Tensor]], kind: str, owner: str | None) -> str:
+    def _save(self, prompt: str, sides: Sequence[Side], kind: str, owner: str | None) -> str:
+        pair = self._save_if(lambda _: True, prompt, sides, kind, owner)
+        assert pair is not None
+        return pair
+
+    def _save_study(self, prompt: str, sides: Sequence[Side]) -> str | None:
+        """As `_save`, or None where another server has made this pair meanwhile."""
+        opponents = frozenset(name for name, _, _ in sides)
+        return self._save_if(
+            lambda connection: opponents not in _opponents_in(connection, prompt), prompt, sides, "pair", None
+        )
+
+    def _save_if(
+        self,
+        wanted: Callable[[Connection], bool],
+        prompt: str,
+        sides: Sequence[Side],
+        kind: str,
+        owner: str | None,
+    ) -> str | None:
         rows: list[dict[str, Any]] = []
         pair, whole = uuid.uuid4().hex, False
         try:
@@ -179,7 +197,9 @@ class PairMaker:
                 clip, duration_s = self.store.save_clip(audio, self.rate)
                 rows.append({"id": clip, "model": name, "seed": seed, "duration_s": duration_s})
             values = {"id": pair, "kind": kind, "prompt": prompt, "owner": owner, "live": 0, "made_at": time.time()}
-            with self.store.write() as connection:
+            with self.store.write(exclusive=True) as connection:
+                if not wanted(connection):
+                    return None
                 connection.execute(insert(clips), rows)
                 connection.execute(insert(pairs).values(**values, first=rows[0]["id"], second=rows[1]["id"]))
             whole = True
@@ -187,6 +207,15 @@ class PairMaker:
             if not whole:
                 self.store.remove_clips([row["id"] for row in rows])
         return pair
+
+
+def _opponents_in(connection: Connection, prompt: str) -> set[frozenset[str]]:
+    """The models that meet in the pairs of a prompt, in whichever order."""
+    first, second = clips.alias(), clips.alias()
+    joined = pairs.join(first, pairs.c.first == first.c.id).join(second, pairs.c.second == second.c.id)
+    listed = select(first.c.model, second.c.model).select_from(joined)
+    wanted = listed.where(pairs.c.kind == "pair", pairs.c.prompt == prompt)
+    return {frozenset(row) for row in connection.execute(wanted)}
 
 
 def check_alike(models: Mapping[str, MusicRLForConditionalGeneration]) -> None:

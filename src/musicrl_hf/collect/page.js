@@ -19,6 +19,19 @@ const kept = {
   here: {},
 };
 
+// Every code of this browser, the newest last: who agrees to a new text gets a new one, and their earlier votes stay under the old.
+function ownCodes() {
+  const latest = kept.get("code");
+  let codes = null;
+  try { codes = JSON.parse(kept.get("codes")); } catch { /* not what this page writes */ }
+  codes = Array.isArray(codes) ? codes.filter(each => typeof each === "string") : [];
+  return latest === null || codes.some(each => letters(each) === letters(latest)) ? codes : [...codes, latest];
+}
+
+function letters(text) {
+  return (text ?? "").replace(/[\s-]/g, "").toUpperCase();
+}
+
 let code = kept.get("code");
 let deal = null;
 let sending = false;
@@ -180,13 +193,23 @@ find(".known").addEventListener("click", async () => {
 });
 
 function keep(value) {
+  const others = ownCodes().filter(each => letters(each) !== letters(value));
+  kept.set("codes", JSON.stringify([...others, value]));
   code = value;
   kept.set("code", value);
+}
+
+function forget(value) {
+  kept.set("codes", JSON.stringify(ownCodes().filter(each => letters(each) !== letters(value))));
+  if (letters(value) === letters(kept.get("code"))) { code = null; kept.set("code", null); }
 }
 
 function reveal() {
   tell("");
   find(".secret code").textContent = code;
+  const earlier = ownCodes().filter(each => letters(each) !== letters(code));
+  find(".earlier").hidden = !earlier.length;
+  find(".earlier span").textContent = earlier.join(", ");
   find(".copy").textContent = "Copy";
   show("code");
   find("#code-title").focus();
@@ -245,22 +268,35 @@ for (const tab of all("nav button")) {
       const answer = await ask("board");
       if (answer.ok) find(".board").innerHTML = answer.html; else find(".board").textContent = answer.error;
     }
-    if (tab.dataset.view === "leave" && code) find("[name=withdrawn]").value = code;
+    if (tab.dataset.view === "leave") fillLeave();
   });
+}
+
+function fillLeave() {
+  const codes = ownCodes();
+  find("[name=withdrawn]").value = codes.join("\n");
+  find("[name=withdrawn]").rows = Math.max(1, codes.length);
 }
 
 find("[name=sure]").addEventListener("change", event => { find(".leave .danger").disabled = !event.target.checked; });
 find(".leave").addEventListener("submit", async event => {
   event.preventDefault();
-  const withdrawn = find("[name=withdrawn]").value;
-  const answer = await ask("withdraw", { withdrawn });
-  if (!answer.ok) return tell(answer.error, true, find(".leave .status"));
-  const votes = answer.removed === 1 ? "1 vote is" : `${answer.removed} votes are`;
-  tell(`${votes} deleted, and nothing of yours is kept any more. Thank you for listening.`, false, find(".leave .status"));
-  find(".leave").reset();
-  find(".leave .danger").disabled = true;
-  const letters = text => (text ?? "").replace(/[\s-]/g, "").toUpperCase();
-  if (letters(withdrawn) === letters(code)) { keep(null); find("[name=agree]").checked = false; next(); }
+  const wanted = find("[name=withdrawn]").value.split("\n").filter(line => line.trim());
+  const left = [];
+  let removed = 0, done = 0, wrong = "";
+  for (const each of wanted) {
+    const answer = await ask("withdraw", { withdrawn: each });
+    if (answer.ok) { removed += answer.removed; done += 1; } else { wrong = answer.error; left.push(each); }
+    if (!answer.offline) forget(each); // withdrawn before, perhaps elsewhere: nothing is kept under it either way
+  }
+  const votes = removed === 1 ? "1 vote is" : `${removed} votes are`;
+  const told = left.length ? wrong : "Nothing of yours is kept any more. Thank you for listening.";
+  tell(done ? `${votes} deleted. ${told}` : wrong || "Please give your private code.", !done || left.length > 0, find(".leave .status"));
+  if (done && !left.length) {
+    find(".leave").reset();
+    find(".leave .danger").disabled = true;
+  } else find("[name=withdrawn]").value = left.join("\n");
+  if (code === null) { find("[name=agree]").checked = false; next(); }
 });
 
 if (settings.study) {

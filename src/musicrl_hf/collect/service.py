@@ -200,4 +200,7 @@ def _number(data: Mapping[str, Any], name: str) -> float:
     value = data.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused(f"The page sent no {name} that can be read: reload it.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        raise Refused(f"The page sent a {name} that is no time and no rating: reload it.") from None

@@ -10,6 +10,7 @@ from ..audio import read_audio
 from ..preferences.listeners import SimulatedListener
 from .desk import Deal, Desk
 from .rules import Answer
+from .tables import consents
 from .tables import listeners as listener_table
 
 
@@ -26,12 +27,11 @@ def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int
 
     Returns:
         how many votes each gave, by name; who was dealt nothing is not in it.
+
+    Raises:
+        ValueError: as `enrol`.
     """
-    with desk.store.read() as connection:
-        known = set(connection.scalars(select(listener_table.c.id)))
-    for listener in listeners:
-        if listener.name not in known:
-            desk.enrol(listener.name)
+    enrol(desk, listeners)
     given: Counter[str] = Counter()
     waiting = {listener.name: desk.votes_of(listener.name) for listener in listeners}
     with tqdm(desc="simulated votes") as bar:
@@ -49,6 +49,27 @@ def simulate(desk: Desk, listeners: Sequence[SimulatedListener], votes_each: int
                 given[listener.name] += 1
                 bar.update()
     return given
+
+
+def enrol(desk: Desk, listeners: Sequence[SimulatedListener]) -> None:
+    """Take simulated listeners in who are not known yet.
+
+    Raises:
+        ValueError: some voted under another licence or text: their votes would be under two.
+    """
+    names = [listener.name for listener in listeners]
+    table = listener_table.join(consents, listener_table.c.consent == consents.c.id)
+    columns = (listener_table.c.id, listener_table.c.consent, consents.c.licence)
+    with desk.store.read() as connection:
+        rows = connection.execute(select(*columns).select_from(table).where(listener_table.c.id.in_(names))).all()
+    if others := sorted({row.licence for row in rows if row.consent != desk.rules.consent_id}):
+        raise ValueError(
+            f"`licence` is {desk.rules.licence!r}, but simulated listeners of the store {desk.store.name} voted under "
+            f"{', '.join(others)} or another text for listeners: give a --store of its own, or that --licence."
+        )
+    for name in names:
+        if name not in {row.id for row in rows}:
+            desk.enrol(name)
 
 
 def _answer(desk: Desk, listener: SimulatedListener, deal: Deal) -> Answer:

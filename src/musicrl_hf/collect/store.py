@@ -4,6 +4,9 @@ A write is durable when its transaction ends: SQLite keeps a write-ahead log tha
 the same. Tables are brought up to date by Alembic (`migrations/`) when a store is opened.
 """
 
+import hashlib
+import hmac
+import logging
 import os
 import re
 import secrets
@@ -11,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,15 @@ from ..audio import atomic_path, audio_bytes, match_loudness, read_audio
 from ..preferences.schema import clip_path
 from .tables import clips, settings
 
+logger = logging.getLogger(__name__)
+
 DATABASE_FILE = "votes.db"
 CLIP_FOLDER = "clips"
+OWNER_FILE = ".collection"  # in the clip folder: the id of the collection whose clips lie there
 LAST_WITHDRAWAL = "withdrawal"  # setting: an id that says nothing but that somebody withdrew since the one before
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_064_311  # PostgreSQL's advisory lock: any number that is ours
+_CLIP_ID = re.compile("[0-9a-f]{32}")
 _ORPHAN_AGE_S = 3600.0  # a clip file without a row is one that is being written, or that nobody will ask for
 
 
@@ -45,7 +52,7 @@ class VoteStore:
 
     Raises:
         ValueError: a URL of another kind, no `clip_folder` where it is needed, a file or database of something else, or a
-            store written by a newer version.
+            store written by a newer version, or a clip folder of another collection.
         FileNotFoundError: `create` is False and there is no such store, or no folder of its clips.
         ConnectionError: the database was not reached.
     """
@@ -55,6 +62,7 @@ class VoteStore:
         self.name = repr(make_url(self.url)) if "://" in str(where) else str(where)  # as it was given, less a password
         if create:
             _check_new(Path(where), self.name)
+            _check_unowned(self.url, self.clip_folder)
         else:
             _check_there(self.url, self.clip_folder)
         self.engine = _engine(self.url)
@@ -65,12 +73,19 @@ class VoteStore:
         self.clip_folder.mkdir(parents=True, exist_ok=True)
         self.salt, self.key = self._secret("salt"), self._secret("key")
         self.admin_token = self._secret("admin")  # lets whoever runs the page fetch an export from it
-        self._remove_orphans()
+        self._own_clips(create)
+        if create:
+            self._remove_orphans()
 
     @property
     def is_sqlite(self) -> bool:
         """Whether this is the embedded store."""
         return self.engine.dialect.name == "sqlite"
+
+    @property
+    def collection(self) -> str:
+        """Id of the collection, 32 hexadecimal digits: public, and it does not tell the salt."""
+        return hmac.new(self.salt.encode(), b"collection", hashlib.sha256).hexdigest()[:32]
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -89,6 +104,15 @@ class VoteStore:
             if exclusive and not self.is_sqlite:
                 connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             yield connection
+
+    def forget(self) -> None:
+        """Have what was deleted vanish from the disk: SQLite's write-ahead log keeps what the database file held before."""
+        if not self.is_sqlite:
+            return
+        with self._writer, closing(self.engine.raw_connection()) as connection:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            logger.warning("%s is read all the time: what was withdrawn stays in its log until it is closed", self.name)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -121,7 +145,7 @@ class VoteStore:
             ValueError: not the id of a clip: nothing outside the clip folder is ever opened.
             FileNotFoundError: the file is gone.
         """
-        if not re.fullmatch(r"[0-9a-f]{32}", clip):
+        if not _CLIP_ID.fullmatch(clip):
             raise ValueError(f"clip {clip!r} is not the id of a clip: ids have 32 hexadecimal digits")
         return clip_path(self.clip_folder, f"{clip}.wav")
 
@@ -154,14 +178,35 @@ class VoteStore:
                 connection.execute(insert(settings).values(name=name, value=known))
             return known
 
+    def _own_clips(self, mark: bool) -> None:
+        """Refuse a folder of another collection's clips, and mark it as this one's where it has no mark yet."""
+        with self.write(exclusive=True) as connection:
+            owner = _owner_of(self.clip_folder)
+            if owner is None:  # new, or as an earlier version left it: then some of the clips have rows here
+                there, known = self._clip_files().keys(), connection.scalars(select(clips.c.id))
+                owned = not there or not there.isdisjoint(known)
+                if owned and mark:
+                    with atomic_path(self.clip_folder / OWNER_FILE) as temporary:
+                        temporary.write_text(f"{self.collection}\n", encoding="utf-8")
+            else:
+                owned = owner == self.collection
+        if not owned:
+            raise ValueError(_foreign_clips(self.clip_folder))
+
+    def _clip_files(self) -> dict[str, Path]:
+        """Id -> file of what is named as this package names clips; other files in the folder are somebody else's."""
+        return {path.stem: path for path in self.clip_folder.glob("*.wav") if _CLIP_ID.fullmatch(path.stem)}
+
     def _remove_orphans(self) -> None:
-        """Files that a killed process wrote without their rows."""
+        """Delete clips that a killed process wrote without their rows."""
+        there = self._clip_files()
         with self.read() as connection:
             known = set(connection.scalars(select(clips.c.id)))
         before = time.time() - _ORPHAN_AGE_S
-        for path in self.clip_folder.glob("*.wav"):
-            if path.stem not in known and path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
+        for clip, path in there.items():
+            with suppress(FileNotFoundError):  # another process removes them too
+                if clip not in known and path.stat().st_mtime < before:
+                    path.unlink()
 
 
 def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
@@ -193,6 +238,25 @@ def _check_new(folder: Path, name: str) -> None:
         raise ValueError(
             f"store {name} is a folder that holds {others[0]}: give a new folder, or that of an earlier collection"
         )
+
+
+def _owner_of(clip_folder: Path) -> str | None:
+    """The id of the collection that marked a clip folder; None where none did."""
+    try:
+        return (clip_folder / OWNER_FILE).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _foreign_clips(clip_folder: Path) -> str:
+    return f"`clips` is {clip_folder}, which holds the clips of another collection: give a folder of its own"
+
+
+def _check_unowned(url: str, clip_folder: Path) -> None:
+    """Refuse to make a new SQLite store on the clips of another, before there is a file of it."""
+    owned, place = _owner_of(clip_folder) is not None, make_url(url)  # a store marks its clips after it has its file
+    if owned and place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
+        raise ValueError(_foreign_clips(clip_folder))
 
 
 def _check_there(url: str, clip_folder: Path) -> None:
@@ -232,7 +296,7 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
-        # What is deleted is overwritten: whose votes were withdrawn are nowhere in the file.
+        # What is deleted is overwritten: after `VoteStore.forget`, what was withdrawn is nowhere in the files.
         pragmas = (
             "busy_timeout = 30000",
             "journal_mode = WAL",
