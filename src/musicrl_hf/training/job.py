@@ -99,8 +99,7 @@ class TrainingJob:
             "save_strategy": "steps" if self.save_steps else "no",
             "save_steps": self.save_steps or self.max_steps,
             "activation_checkpointing": self.gradient_checkpointing,  # transformers' newer name for it
-            "logging_nan_inf_filter": False,  # on, a loss that is no number is logged as 0
-            **device_arguments(self.bf16),
+            **common_arguments(self.bf16),
         }
 
     def peft_config(self) -> LoraConfig | None:
@@ -132,9 +131,10 @@ class TrainingJob:
         return find_checkpoint(self.resume_from_checkpoint, self.output_dir)
 
 
-def device_arguments(bf16: bool) -> dict[str, bool]:
-    """What a trainer's config says of the device."""
+def common_arguments(bf16: bool) -> dict[str, bool]:
+    """What every trainer's config says of the device and of numbers that are none."""
     return {
+        "logging_nan_inf_filter": False,  # on, a loss that is no number is logged as 0
         "use_cpu": bf16 and not torch.accelerator.is_available(),  # transformers asks to be told that a CPU is meant
         "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere torch warns and does not
     }

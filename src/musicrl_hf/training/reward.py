@@ -44,9 +44,9 @@ from ..rewards.combine import find_rewards, label_specs, move_reward
 from ..rewards.contract import Reward
 from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
-from .callbacks import MetricsWriter, ShortProgress
+from .callbacks import MetricsWriter, ShortProgress, StopsAtNaN
 from .checkpoints import ASIDE, find_checkpoint, train_or_stop, writing
-from .job import BF16_HELP, device_arguments, option, run_record
+from .job import BF16_HELP, common_arguments, option, run_record
 from .reward_report import accuracy_report, baseline_margins, report_text, share_right
 from .seam import PlainOutputs
 from .sequences import ClipSequences
@@ -149,7 +149,7 @@ class RewardJob:
             gradient_checkpointing=None,  # off, where TRL has it on
             disable_dropout=self.backbone == "generator",
             ddp_find_unused_parameters=False,
-            **device_arguments(self.bf16),
+            **common_arguments(self.bf16),
         )
 
 
@@ -340,7 +340,7 @@ def run_reward(job: RewardJob) -> Path:
         args,
         train_dataset=train,
         processing_class=tokenizer,
-        callbacks=[MetricsWriter()],
+        callbacks=[MetricsWriter(), StopsAtNaN()],
         peft_config=_lora(job) if job.lora_r else None,
     )
     ShortProgress.shorten(trainer)
