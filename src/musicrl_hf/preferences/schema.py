@@ -208,7 +208,7 @@ def check_target(folder: str | Path) -> None:
     beside += sorted(f"data/{path.name}" for path in folder.glob("data/*") if path.suffix != ".parquet")
     if beside:
         raise ValueError(
-            f"folder {folder} holds {beside[0]} beside preferences, which would be lost: give another folder, or move it away"
+            f"folder {folder} holds {beside[0]} beside preferences, which would be lost: give another folder or move it"
         )
 
 
@@ -274,8 +274,7 @@ def decided_pairs(
             continue
         kept.append(number)
         winners += label in DECIDED
-    counts["kept"] = len(kept)
-    counts["left_out"] = len(ds) - len(kept)
+    counts |= {"kept": len(kept), "left_out": len(ds) - len(kept)}
     if not winners:
         raise ValueError(f"none of the {len(ds)} rows has a winner that counts: {counts}")
     return ds.select(kept), counts
