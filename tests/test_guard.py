@@ -179,7 +179,7 @@ def test_a_guarded_run_that_is_cut_short_ends_with_the_weights_of_an_unbroken_on
     (tmp_path / "jobs").mkdir()
     root = interrupted.prepare(tmp_path / "jobs")
     # Of this seed the best step is not the first.
-    fields = {"guard": "reward", "max_steps": "10", "eval_prompts": "prompts.txt", "eval_steps": "2", "seed": "1"}
+    fields = {"guard": "reward", "max_steps": "10", "eval_prompts": "prompts.txt", "eval_steps": "2", "seed": "2"}
     folders, log = [tmp_path / "unbroken", tmp_path / "broken"], tmp_path / "log"
     assert finish(start(job("ppo", folders[0], **fields), root, log)) == 0, log.read_text()
 
