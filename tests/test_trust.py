@@ -86,6 +86,16 @@ def test_no_code_of_an_adapter_is_run(tmp_path, canary, monkeypatch):
     assert not canary.exists()
 
 
+def test_an_adapter_names_a_bundled_base_by_its_name_whatever_lies_here(tmp_path, monkeypatch):
+    (tmp_path / "musicrl-tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    base = saved_generator(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    named = {name: add_lora(load_generator(base), lora, name) for name in ("musicrl-tiny", "base")}
+    bases = {name: adapter.peft_config["default"].base_model_name_or_path for name, adapter in named.items()}
+    assert bases == {"musicrl-tiny": "musicrl-tiny", "base": str(base)}
+
+
 def test_no_code_of_a_reward_or_codec_is_run(tmp_path, canary, monkeypatch):
     clap, tokenizer, extractor = tiny_clap()
     for part in (clap, tokenizer, extractor):

@@ -43,6 +43,13 @@ def model_type_of(folder: str | Path) -> str | None:
     return found
 
 
+def whole_path(name: str | None) -> str | None:
+    """A folder by its whole path, so that it is found from any working directory; bundled names and others as they are."""
+    if not name or name in BUNDLED or not os.path.isdir(folder := os.path.expanduser(name)):
+        return name
+    return str(Path(folder).resolve())
+
+
 def contents_of(folder: str | Path) -> str | None:
     """What a folder holds, in words; None where it is empty, missing, or holds nothing that this package writes or reads."""
     folder = Path(folder)

@@ -262,8 +262,7 @@ def decided_pairs(
     Raises:
         ValueError: if no row with a winner is left.
     """
-    counts = dict.fromkeys((*LABELS, "not_heard", "left_out", "kept"), 0)
-    kept, winners = [], 0
+    counts, kept, winners = dict.fromkeys((*LABELS, "not_heard", "left_out", "kept"), 0), [], 0
     heard = zip(ds["seconds_chosen"], ds["seconds_rejected"], strict=True)
     for number, (label, seconds) in enumerate(zip(ds["preference"], heard, strict=True)):
         counts[label] += 1
@@ -276,7 +275,8 @@ def decided_pairs(
         winners += label in DECIDED
     counts |= {"kept": len(kept), "left_out": len(ds) - len(kept)}
     if not winners:
-        raise ValueError(f"none of the {len(ds)} rows has a winner that counts: {counts}")
+        found = ", ".join(f"{name} {counts[name]}" for name in (*LABELS, "not_heard") if counts[name])
+        raise ValueError(f"none of the {len(ds)} rows has a winner that counts ({found}); collect more votes")
     return ds.select(kept), counts
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..places import unlock_weights
+from ..places import unlock_weights, whole_path
 from .checkpoints import ASIDE
 from .losses import step_sums
 
@@ -23,9 +23,8 @@ LORA_TARGETS = r".*decoder\.model\.decoder\.layers\.\d+\..*(q_proj|k_proj|v_proj
 
 def add_lora(generator: MusicRLForConditionalGeneration, config: LoraConfig, base_name: str) -> PeftModel:
     """Put a fresh adapter on a generator; the saved adapter calls its base `base_name`, a folder by its whole path."""
-    model = get_peft_model(generator, config)
-    base = str(Path(base_name).resolve()) if Path(base_name).is_dir() else base_name
-    model.peft_config["default"].base_model_name_or_path = base
+    model = get_peft_model(generator, copy.copy(config))  # the caller's stays as it is
+    model.peft_config["default"].base_model_name_or_path = whole_path(base_name)
     return model
 
 

@@ -15,10 +15,9 @@ from typing import Any
 from peft import PeftModel
 from transformers import MusicgenForConditionalGeneration, TrainingArguments
 
-from ..bundled import BUNDLED
 from ..flat import FlatMusicRLForCausalLM, FlatTokenizer
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..places import unlock_weights
+from ..places import unlock_weights, whole_path
 from .checkpoints import ASIDE, WholeCheckpoints
 
 
@@ -83,21 +82,14 @@ def prepare_generator(
             f"`{name}` must be a name, a MusicRLForConditionalGeneration or a PEFT model over a FlatMusicRLForCausalLM, "
             f"got {type(flat).__name__}; load it with musicrl_hf.load_generator."
         )
-    flat.name_or_path = _whole_path(flat.name_or_path)  # what a saved adapter names as its base
+    flat.name_or_path = whole_path(flat.name_or_path)  # what a saved adapter names as its base
     for config in model.peft_config.values() if isinstance(model, PeftModel) else ():
-        config.base_model_name_or_path = _whole_path(config.base_model_name_or_path)
+        config.base_model_name_or_path = whole_path(config.base_model_name_or_path)
     flat.disable_dropout()
     flat.freeze_codec()
     flat.text_encoder.requires_grad_(False)  # as MusicGen was trained itself
     flat.restore_audio_token_ids()
     return model
-
-
-def _whole_path(name: str | None) -> str | None:
-    """A folder by its whole path, so that it is found from any working directory; other names as they are."""
-    if not name or name in BUNDLED or not os.path.isdir(folder := os.path.expanduser(name)):
-        return name
-    return str(Path(folder).resolve())
 
 
 def prepare_reference(
