@@ -119,6 +119,22 @@ def test_dpo_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
             assert min(row["peak_mb"].values()) > 10
 
 
+def test_what_a_dpo_step_starts_is_counted_on_both_sides(load_benchmark, tmp_path, monkeypatch):
+    launches = load_benchmark("launches")
+    with launches.Operations() as operations:
+        made = torch.ones(2, 3)
+        (made.T.reshape(-1)[:2] + 1).sum()  # a view, a copy as it is turned round, a view, a sum, a sum
+    assert operations.count == 4
+    found = measured(monkeypatch, launches, "--tiny", tmp_path)
+    (row,) = found["measured"]
+    assert row["operations"]["accelerator"] == row["operations"]["cpu"] > 100  # so few clips are one part on either
+    assert row["operations"]["head"] > 100
+    monkeypatch.setattr(launches.likelihood, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(launches.likelihood, "TIMES_ON_AN_ACCELERATOR", 2**24)
+    (row,) = measured(monkeypatch, launches, "--tiny", tmp_path)["measured"]
+    assert row["operations"]["accelerator"] < row["operations"]["cpu"]  # a part a clip
+
+
 def test_growth_is_measured_beside_its_lines(load_benchmark, tmp_path, monkeypatch):
     growth = load_benchmark("growth")
     found = measured(monkeypatch, growth, "--tiny --repeats 1", tmp_path)
