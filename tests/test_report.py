@@ -19,7 +19,7 @@ from musicrl_hf.evaluation.page import METRIC_LABELS, headline
 from musicrl_hf.evaluation.report import EvaluateJob, evaluate_models, evaluate_votes, label_models, run_evaluate
 from musicrl_hf.evaluation.study import best_of_player
 from musicrl_hf.evaluation.win_rates import Rating, as_json, mean_opinion_scores, win_rate
-from musicrl_hf.preferences.importers import read_votes
+from musicrl_hf.preferences.importers import import_battles, read_votes
 from musicrl_hf.preferences.listeners import simulated_listeners
 from musicrl_hf.preferences.schema import Vote, preferences_from_rows, save_preferences
 from musicrl_hf.rewards.best_of import SEED_STEP, best_of
@@ -175,6 +175,17 @@ def test_votes_without_prompts_are_not_said_to_have_some(tmp_path, capsys, colum
     assert warning in page
     assert "9 votes between 2 systems." in page
     assert "prompt" not in page.partition("<body>")[2]
+    # Nor is what was imported from there, or counted once before.
+    import_battles(tmp_path / "votes.csv", tmp_path / "imported")
+    for number, source in enumerate((tmp_path / "imported" / "votes.csv", tmp_path / "out" / "votes.csv")):
+        assert evaluate_votes(source, tmp_path / f"again_{number}")["prompts"] is None
+
+
+def test_ratings_of_an_evaluation_before_do_not_stay(tmp_path):
+    votes = [Vote(f"p{n}", "x", "y", "ab"[n % 2], "3fa5") for n in range(10)]
+    (tmp_path / "ratings.csv").write_text("prompt,model,score,listener\np0,x,3,simulated-2-0\n")
+    evaluate_votes(votes, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "results.json", "votes.csv"]
 
 
 def test_what_came_out_is_said_in_the_terminal(tmp_path, capsys):

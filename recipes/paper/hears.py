@@ -10,14 +10,15 @@ zero, as which clip of a pair stands first means nothing. Leaves results/reward_
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from plan import PANEL
 from torch import Tensor
 
 from musicrl_hf.audio import atomic_path, match_loudness, read_audio
-from musicrl_hf.preferences.codes import clip_hash
 from musicrl_hf.preferences.listeners import (
     FEATURES,
     LISTENER_VERSION,
@@ -29,10 +30,9 @@ from musicrl_hf.preferences.listeners import (
 from musicrl_hf.preferences.schema import AUDIO_COLUMNS, decided_pairs, load_preferences
 from musicrl_hf.preferences.splits import split_by_prompt
 from musicrl_hf.rewards.combine import load_rewards
-from musicrl_hf.training.reward_report import baseline_margins, share_right
+from musicrl_hf.training.reward_report import share_right
 
 OUT = Path(__file__).resolve().parents[2] / "results" / "reward_hears.json"
-HEARD_S = 20.0  # of each clip, from its start: as much as a preference reward is tested on
 
 
 def main() -> None:
@@ -41,14 +41,16 @@ def main() -> None:
     parser.add_argument("--test_share", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rewards", nargs="+", required=True, help="NAME=SPEC, or a spec that is its own name")
+    parser.add_argument("--batch_size", type=int, default=32, help="clips scored at once")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     rows, _ = decided_pairs(split_by_prompt(load_preferences(args.preferences), args.test_share, args.seed)["test"])
     print(f"{len(rows)} held-out votes", flush=True)
-    terms = terms_of_liking(rows)
+    weights = torch.tensor([one.weights for one in simulated_listeners(PANEL_SIZE, PANEL_SEED)]).mean(0)
+    terms = differences(rows, args.batch_size, lambda *clips: weights * clip_features(*clips))
     named = dict(spec.split("=", 1) if "=" in spec else (spec, spec) for spec in args.rewards)
     margins = {
-        name: baseline_margins(load_rewards(spec), rows, HEARD_S, name)
+        name: differences(rows, args.batch_size, load_rewards(spec))
         for name, spec in {**named, "held-out panel": PANEL}.items()
     }
     found = {
@@ -70,20 +72,22 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
-def terms_of_liking(rows) -> Tensor:
-    """Chosen minus rejected of each term of a held-out panel's mean liking, [N, 8]."""
-    weights = torch.tensor([one.weights for one in simulated_listeners(PANEL_SIZE, PANEL_SEED)]).mean(0)
-    known: dict[tuple[str, str], Tensor] = {}
-
-    def heard(prompt: str, data: bytes) -> Tensor:
-        key = prompt, clip_hash(data)
-        if key not in known:
-            audio, rate = read_audio(data)
-            known[key] = clip_features([prompt], match_loudness(audio, rate)[None], rate)[0]
-        return known[key]
-
-    pairs = [[heard(row["prompt"], row[side]["bytes"]) for side in AUDIO_COLUMNS] for row in rows]
-    return torch.stack([weights * (chosen - rejected) for chosen, rejected in pairs])
+def differences(rows: Dataset, batch_size: int, score: Callable[[list[str], Tensor, int], Tensor]) -> Tensor:
+    """Chosen minus rejected of what `score` says of clips at equal loudness, [N, ...]; a clip of a prompt is asked about once."""
+    sides = [[(row["prompt"], row[side]["bytes"]) for row in rows] for side in AUDIO_COLUMNS]
+    clips = list(dict.fromkeys(clip for side in sides for clip in side))
+    scores: dict[tuple[str, bytes], Tensor] = {}
+    for start in range(0, len(clips), batch_size):
+        part = clips[start : start + batch_size]
+        heard = [read_audio(data) for _, data in part]
+        if len({(audio.shape, rate) for audio, rate in heard}) > 1:
+            raise SystemExit(
+                "--preferences: clips of several lengths or rates; these are of `musicrl pairs`, and alike"
+            )
+        audio, rate = torch.stack([match_loudness(audio, rate) for audio, rate in heard]), heard[0][1]
+        scores |= zip(part, score([prompt for prompt, _ in part], audio, rate), strict=True)
+    chosen, rejected = (torch.stack([scores[clip] for clip in side]) for side in sides)
+    return chosen - rejected
 
 
 def about_zero(a: Tensor, b: Tensor) -> float:

@@ -21,7 +21,7 @@ from ..audio import atomic_path, audio_bytes, match_loudness
 from ..devices import find_device, find_dtype
 from ..generator import Clips, MusicRLForConditionalGeneration, load_generator
 from ..places import check_output, find_model
-from ..preferences.importers import VOTE_COLUMNS, has_prompts, read_votes
+from ..preferences.importers import has_prompts, read_votes, vote_columns
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, read_prompts
 from ..records import read_collection
@@ -381,14 +381,12 @@ def _write(
 ) -> None:
     with atomic_path(out_dir / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    _write_rows(
-        out_dir / "votes.csv",
-        VOTE_COLUMNS,
-        ((vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener) for vote in votes),
-    )
+    rows = ((vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener) for vote in votes)
+    _write_rows(out_dir / "votes.csv", vote_columns(result["prompts"] is not None), rows)
+    (out_dir / "ratings.csv").unlink(missing_ok=True)  # those of an evaluation before
     if ratings:
-        rows = ((rating.prompt, rating.model, rating.score, rating.listener) for rating in ratings)
-        _write_rows(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), rows)
+        scores = ((rating.prompt, rating.model, rating.score, rating.listener) for rating in ratings)
+        _write_rows(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), scores)
     with atomic_path(out_dir / PAGE_FILE) as temporary:
         temporary.write_text(render_page(result, players), encoding="utf-8")
 

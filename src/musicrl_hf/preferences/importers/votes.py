@@ -18,18 +18,25 @@ VOTE_COLUMNS = ("prompt", "model_a", "model_b", "preference", "listener")
 _IN_PLACE_OF_PROMPTS = ("battle_id", "battle_uuid")
 
 
+def vote_columns(with_prompts: bool) -> tuple[str, ...]:
+    """The header of a votes.csv; without prompts what stands in their place is called so, as `has_prompts` reads it."""
+    return VOTE_COLUMNS if with_prompts else (_IN_PLACE_OF_PROMPTS[0], *VOTE_COLUMNS[1:])
+
+
 def import_battles(src: str | Path, out: str | Path) -> ImportResult:
     """Turn a table of votes between named systems, such as Music Arena's, into `votes.csv` in the folder `out`.
 
-    The table has no audio: it serves win rates and rankings. See `read_votes` for its columns.
+    The table has no audio: it serves win rates and rankings. See `read_votes` for its columns. Where the source names no
+    prompts, `votes.csv` has `battle_id` in their place, so that what is counted from it knows that too.
     """
     votes = read_votes(src)
     target = Path(out) / "votes.csv"
-    if target.exists() and target.read_text(encoding="utf-8").partition("\n")[0].strip() != ",".join(VOTE_COLUMNS):
+    written = [",".join(vote_columns(with_prompts)) for with_prompts in (True, False)]
+    if target.exists() and target.read_text(encoding="utf-8").partition("\n")[0].strip() not in written:
         raise ValueError(f"out is {out}, which holds a votes.csv that no import wrote: give another folder")
     with atomic_path(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(VOTE_COLUMNS)
+        writer.writerow(vote_columns(has_prompts(src)))
         writer.writerows([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
     systems = {name for vote in votes for name in (vote.model_a, vote.model_b)}
     return import_result(out, [vote.prompt for vote in votes], [vote.preference for vote in votes], systems)
