@@ -58,7 +58,7 @@ LIMITS = {
         "sixteen General MIDI instruments and nothing else, neither singing nor any other style.",
         "16 kHz mono at 2 kbit/s: the sound is grainy, and an instrument is not always to be told from its neighbours.",
         "It follows the instrument that a prompt names in two clips of three, at guidance 3 in four of five, the accompaniment in "
-        "three of five and in two of three, a key or its neighbour in three of four and in four of five, and a number of beats a "
+        "one of two and in two of three, a key or its neighbour in three of four and in four of five, and a number of beats a "
         "minute within 8 % in three of five and in nine of ten (see the judges; chance is less than half there).",
         "At guidance 3 one clip in twenty-five, mostly of a slow tune without accompaniment, stays on one note for half of its length.",
     ],
