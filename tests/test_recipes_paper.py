@@ -29,7 +29,7 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
     plan = recipe("plan")
     sizes = plan.TINY if size == "tiny" else plan.Sizes()
     runs = [plan.aligned(tmp_path, 1, sizes), plan.second_round(tmp_path, 1, sizes)]
-    runs += [run for part in (plan.methods, plan.ablations, plan.curves) for run in part(tmp_path, sizes)]
+    runs += [run for part in recipe("run").PLANS.values() for run in part(tmp_path, sizes)]
     assert len({run.name for run in runs}) == len(runs) > 12
     for run in runs:
         command, *words = run.command

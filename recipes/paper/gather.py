@@ -174,8 +174,8 @@ def against_base(work: Path, part: str) -> list[dict[str, Any]]:
         if name != "base":
             rate = as_json(win_rate(votes, name, "base"))
             row |= {key: rate[key] for key in ("win_rate", "low", "high", "wins", "ties", "losses")}
-            tuned = work / part / name
-            if tuned.is_dir():
+            tuned = next((path for path in (work / part / name, work / "seed_0" / name) if path.is_dir()), None)
+            if tuned is not None:
                 row["kl"] = divergence(str(tuned), "musicrl-tiny", prompts, result["settings"]["duration_s"])
             elif " best of " in name:  # at most log N - (N - 1) / N
                 n = int(name.rpartition(" ")[2])
@@ -243,6 +243,7 @@ def main() -> None:
             if (args.work / "curves" / name / "result.json").exists()
         },
         "reach": against_base(args.work, "curves"),
+        "limits": against_base(args.work, "limits"),
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
         "runs": runs,
         "paper": PAPER,

@@ -11,6 +11,7 @@ OTHER = "musicrl_hf.preferences.listeners:other_taste"  # of another mix
 ENSEMBLE = 3  # rewards from other seeds
 BEST_OF, DPO_ROUNDS = 4, 2
 BEST_OF_BY_PANEL = 16  # as the panel itself would choose, on which nobody trains
+VOTERS = "voters:taste"  # of this folder: the taste itself that a preference reward is learned from
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Sizes:
 
     align: tuple[str, ...] = ()  # what is said to `musicrl align` beside its recipe
     ppo_steps: int = 40  # of each method, and so its budget of clips
+    ru_steps: int = 80
     batch: int = 64  # clips a step
     duration_s: float = 3.0
     pairs_labelled: int = 5  # a prompt and round, of the iterated DPO: 128 prompts x 5 pairs x 2 clips x 2 rounds
@@ -37,6 +39,7 @@ TINY = Sizes(
         *("--ppo_batch_size", "4", "--clips_per_prompt", "2", "--duration_s", "1"),
     ),
     ppo_steps=2,
+    ru_steps=2,
     batch=4,
     clips_per_prompt=2,
     duration_s=1.0,
@@ -232,3 +235,53 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
         *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
     )
     return [one, *ensemble, worst, Run("curves_evaluation", compare, out / "evaluation")]
+
+
+def limits(work: Path, sizes: Sizes) -> list[Run]:
+    """What holds RU back, its reward or its tuning: the voters' own taste in place of what was learned from their votes, and
+    either of them for three times the steps, with twice the clips of a prompt and a nat of KL at half the price."""
+    seed, out = work / "seed_0", work / "limits"
+    rewards = {"learned": f"preference:{seed / 'preference'}", "voters": VOTERS}
+    usual = (
+        *("--max_steps", str(sizes.ru_steps), "--num_generations", str(sizes.clips_per_prompt), "--kl_coef", "0.01"),
+    )
+    longer = (
+        *("--max_steps", str(3 * sizes.ru_steps), "--num_generations", str(2 * sizes.clips_per_prompt)),
+        *("--kl_coef", "0.005"),
+    )
+    planned = {
+        "ru_voters": (rewards["voters"], usual),
+        "ru_longer": (rewards["learned"], longer),
+        "ru_voters_longer": (rewards["voters"], longer),
+    }
+    runs = []
+    for name, (reward, words) in planned.items():
+        command = (
+            *(
+                "ppo",
+                "--model",
+                str(seed / "r"),
+                "--ref_model",
+                str(seed / "r"),
+                "--prompts",
+                str(seed / "prompts.txt"),
+            ),
+            *("--duration_s", f"{sizes.duration_s:g}", "--per_device_train_batch_size", str(sizes.batch)),
+            *("--learning_rate", "5e-4", "--lora_r", "16", "--lora_alpha", "32", "--seed", "0", "--logging_steps", "8"),
+            *("--normalise", "normalise_then_sum", "--reward", f"0.65*{reward}", "0.35*adherence", *words),
+            *("--output_dir", str(out / name)),
+        )
+        runs.append(Run(name, command, out / name / "result.json"))
+    compare = (
+        *(
+            "evaluate",
+            "--models",
+            "base=musicrl-tiny",
+            f"ru={seed / 'ru'}",
+            *(f"{name}={out / name}" for name in planned),
+        ),
+        *("--rewards", "adherence", "quality", rewards["learned"], PANEL, OTHER),
+        *("--prompts", str(seed / "heldout_prompts.txt"), "--duration_s", f"{sizes.duration_s:g}"),
+        *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
+    )
+    return [*runs, Run("limits_evaluation", compare, out / "evaluation")]

@@ -17,11 +17,12 @@ import sys
 import time
 from pathlib import Path
 
-from plan import TINY, Run, Sizes, ablations, aligned, curves, methods, second_round
+from plan import TINY, Run, Sizes, ablations, aligned, curves, limits, methods, second_round
 
 from musicrl_hf.audio import atomic_path
 
-PARTS = ("align", "second", "methods", "rewards", "curves")
+PARTS = ("align", "second", "methods", "rewards", "curves", "limits")
+PLANS = {"methods": methods, "rewards": ablations, "curves": curves, "limits": limits}  # of the first seed
 
 
 def execute(run: Run, work: Path, threads: int) -> None:
@@ -32,7 +33,8 @@ def execute(run: Run, work: Path, threads: int) -> None:
     words = [sys.executable, "-m", "musicrl_hf.cli", *run.command]
     print(f"== {run.name}: musicrl {shlex.join(run.command)}", flush=True)
     started = time.monotonic()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    here = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": here}  # for rewards of this folder
     with subprocess.Popen(words, env=environment) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -66,7 +68,7 @@ def main() -> None:
         runs += [aligned(args.work, seed, sizes, args.recipe) for seed in args.seeds]
     if "second" in args.parts:
         runs += [second_round(args.work, seed, sizes, args.recipe) for seed in args.seeds]
-    for part, planned in (("methods", methods), ("rewards", ablations), ("curves", curves)):
+    for part, planned in PLANS.items():
         if part in args.parts:
             runs += planned(args.work, sizes)
     for run in runs:

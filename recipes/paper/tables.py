@@ -30,6 +30,10 @@ METHODS = {
     "dpo": "DPO on the votes",
     "dpo_iterated_2": "DPO, two rounds on pairs that the reward labels",
     "one": "PPO without KL, at twice the rate, to its end",
+    "ru": "RU",
+    "ru_voters": "RU on the voters' own taste",
+    "ru_longer": "RU, three times the steps",
+    "ru_voters_longer": "both",
 }
 JUDGED = {
     "instrument": "instrument",
@@ -297,6 +301,14 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
             "The long run on one reward at its end, and of the base's clips those that the held-out panel itself scores highest: nobody "
             "trains on the panel, so this is no method, but what choosing can bring.",
             methods(found["reach"]),
+        ]
+    if found.get("limits"):
+        parts += [
+            "## What holds RU back",
+            "RU of the first seed on the very taste that its voters voted by, without noise, in place of the reward that was learned from "
+            "their votes (.35 adherence beside either); and for three times the steps, with eight clips of a prompt where there were four "
+            "and a nat of KL at half the price. Nobody has such a reward: it shows what is left to learn, and what is left to tune.",
+            methods(found["limits"]),
         ]
     return "\n\n".join(parts) + "\n"
 
