@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from kv_variant import KVVariant
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import tiny_generator
 from torch import nn
 from transformers import MusicgenForConditionalGeneration
@@ -190,6 +192,24 @@ def test_resume_is_bit_exact(adapter, tmp_path):
             assert torch.equal(tensor, ours[name]), name
             moved += not torch.equal(tensor, resumed.ref_model.state_dict()[name]) if adapter is None else 1
         assert moved
+
+
+def test_a_resumed_run_warns_of_weights_that_are_missing_and_not_of_tied_ones(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", said.append)
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    for start in (None, str(tmp_path / "checkpoint-1")):
+        trainer = MusicDPOTrainer(tiny_generator(), args=config(tmp_path, **options), train_dataset=pairs())
+        trainer.train(resume_from_checkpoint=start)
+    assert not said
+    weights = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    gone = next(name for name in weights if "q_proj" in name)
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != gone},
+        tmp_path / "checkpoint-1" / "model.safetensors",
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert said == [f"There were missing keys in the checkpoint model loaded: {[gone]}."]
 
 
 def test_checkpoint_and_final_model_are_stock_musicgens_that_generate(tmp_path):

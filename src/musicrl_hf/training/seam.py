@@ -132,6 +132,13 @@ class PlainOutputs(WholeCheckpoints):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's card shows a chat snippet; cards are written from the finished folder when it is pushed."""
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight lies in a checkpoint under one of its names, and is not missing under the others."""
+        weights, missing = self.model.state_dict(), set(load_result.missing_keys)  # type: ignore[attr-defined]
+        there = {weight.data_ptr() for name, weight in weights.items() if name not in missing}
+        missing -= {name for name in missing & set(weights) if weights[name].data_ptr() in there}
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=sorted(missing)))  # type: ignore[misc]
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             super()._save(output_dir, state_dict)  # type: ignore[misc]
