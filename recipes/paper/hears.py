@@ -49,6 +49,7 @@ def main() -> None:
     weights = torch.tensor([one.weights for one in simulated_listeners(PANEL_SIZE, PANEL_SEED)]).mean(0)
     terms = differences(rows, args.batch_size, lambda *clips: weights * clip_features(*clips))
     named = dict(spec.split("=", 1) if "=" in spec else (spec, spec) for spec in args.rewards)
+    given = [f'"{name}=SPEC"' if name != spec else name for name, spec in named.items()]
     margins = {
         name: differences(rows, args.batch_size, load_rewards(spec))
         for name, spec in {**named, "held-out panel": PANEL}.items()
@@ -56,7 +57,8 @@ def main() -> None:
     found = {
         "what": "How a reward's differences between two clips of a prompt go with the terms of the simulated listeners' "
         f"liking ({LISTENER_VERSION}: nobody listened)",
-        "command": f"python recipes/paper/hears.py --preferences VOTES --test_share {args.test_share:g} --seed {args.seed}",
+        "command": f"python recipes/paper/hears.py --preferences VOTES --test_share {args.test_share:g} --seed {args.seed} "
+        f"--rewards {' '.join(given)}",
         "votes": len(rows),
         "spread": {name: round(float(terms[:, i].std()), 3) for i, name in enumerate(FEATURES)},
         "rewards": {
