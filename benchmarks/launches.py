@@ -28,8 +28,6 @@ SIDES = {
     "cpu": "musicrl_hf, in parts as on a CPU",
     "head": "TRL's head over K * V ids on the same decoder",
 }
-
-
 START_NOTHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh"}
 
 

@@ -174,19 +174,21 @@ def panel_taste(prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Te
 
     In the form of a reward, so that `musicrl_hf.preferences.listeners:panel_taste` names it wherever a reward is named.
     """
-    return _panel(prompts, audio, sampling_rate, "usual")
+    return mean_liking(simulated_listeners(PANEL_SIZE, PANEL_SEED, "usual"), prompts, audio, sampling_rate)
 
 
 def other_taste(prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor:
     """`panel_taste` of a panel with the other mix of tastes."""
-    return _panel(prompts, audio, sampling_rate, "other")
+    return mean_liking(simulated_listeners(PANEL_SIZE, PANEL_SEED, "other"), prompts, audio, sampling_rate)
 
 
-def _panel(prompts: Sequence[str], audio: Tensor, sampling_rate: int, taste: str) -> Tensor:
+def mean_liking(
+    listeners: Sequence[SimulatedListener], prompts: Sequence[str], audio: Tensor, sampling_rate: int
+) -> Tensor:
+    """Mean liking [B] of these listeners, without noise, of clips [B, C, T] at equal loudness; errors as of `clip_features`."""
     matched = torch.stack([match_loudness(clip, sampling_rate) for clip in audio.detach().float().cpu()])
     features = clip_features(prompts, matched, sampling_rate)
-    panel = simulated_listeners(PANEL_SIZE, PANEL_SEED, taste)
-    return torch.stack([listener.utility(features) for listener in panel]).mean(0)
+    return torch.stack([listener.utility(features) for listener in listeners]).mean(0)
 
 
 def clip_features(prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor:
