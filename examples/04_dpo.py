@@ -19,6 +19,7 @@ from musicrl_hf.config import load_config
 from musicrl_hf.preferences.listeners import simulated_listeners
 from musicrl_hf.preferences.pairs import sample_pairs
 from musicrl_hf.training.dpo import DPOJob, run_dpo
+from musicrl_hf.training.processes import end_processes
 
 PROMPTS = [
     "a dance tune with a melodic synth line and arpeggio",
@@ -56,6 +57,7 @@ def main() -> None:
             print(f"step {line['step']:4d}  loss {line['loss']:.4f}  reward margin {line['rewards/margins']:+.4f}")
     counts = json.loads((out / "result.json").read_text())["metrics"]
     print(f"{counts['pairs']} pairs with a winner, {counts['left_out']} votes without; the model is in {out}")
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from musicrl_hf.config import load_config
 from musicrl_hf.training.online import GRPOJob, RLOOJob, run_grpo, run_rloo
+from musicrl_hf.training.processes import end_processes
 
 PROMPTS = [
     "a dance tune with a melodic synth line and arpeggio",
@@ -51,6 +52,7 @@ def main() -> None:
         if "loss" in line:
             print(f"step {line['step']:4d}  reward {line['reward']:.3f}  KL {line['kl']:.5f} nats a code")
     print(f"the model is in {out}")
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from musicrl_hf.config import load_config
 from musicrl_hf.training.ppo import run_ppo
 from musicrl_hf.training.ppo_config import PPOJob
+from musicrl_hf.training.processes import end_processes
 
 PROMPTS = [
     "a dance tune with a melodic synth line and arpeggio",
@@ -49,6 +50,7 @@ def main() -> None:
         if "loss" in line:
             print(f"step {line['step']:4d}  reward {line['reward']:.3f}  KL {line['kl']:.3f} nats a clip")
     print(f"model, samples and metrics are in {out}")
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -703,6 +703,7 @@ from accelerate.utils import gather_object
 from test_ppo import LORA, PROMPTS, add_lora, config, even_codes, loudness, readable_generator
 from musicrl_hf.training.guard import OverOptimisationGuard
 from musicrl_hf.training.ppo import MusicPPOTrainer
+from musicrl_hf.training.processes import end_processes
 for lora, objective in ((False, "paper"), (True, "ppo")):
     torch.manual_seed(0)
     generator = readable_generator()
@@ -735,7 +736,8 @@ for lora, objective in ((False, "paper"), (True, "ppo")):
     assert logs[0][2] is not None
     if trainer.accelerator.is_main_process:
         print("agreed", objective, lora)
-trainer.accelerator.end_training()
+del trainer, model, generator
+end_processes()
 """
 
 

@@ -12,6 +12,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from tiny import tiny_generator
 
+from musicrl_hf.training.processes import end_processes
+
 
 def run_dpo(folder: Path) -> dict:
     from test_dpo import config, losses, pairs
@@ -75,4 +77,4 @@ if __name__ == "__main__":
     found["world_size"] = state.num_processes
     suffix = "" if kind in whole_runs and state.is_main_process else f".{state.process_index}"
     (folder / f"{kind}{suffix}.json").write_text(json.dumps(found))
-    state.destroy_process_group()
+    end_processes()

@@ -215,14 +215,8 @@ def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
     result = getattr(module, function_name)(load_config(config_class, path, _fields_only(words, source)))
     if result is not None:
         print(f"Wrote {result}")
-    _leave_the_others()
-
-
-def _leave_the_others() -> None:
-    """End what several processes share: left to the interpreter's end, a process can abort there, after all is saved."""
-    distributed = sys.modules.get("torch.distributed")  # it was imported where there are several
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if "torch.distributed" in sys.modules:  # it was imported where there are several processes
+        import_module(".training.processes", __package__).end_processes()
 
 
 def _fields_only(words: list[str], source: str) -> list[str]:

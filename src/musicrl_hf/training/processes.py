@@ -1,5 +1,8 @@
 """What several processes have to do together, so that they end where one would."""
 
+import gc
+
+import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor
@@ -18,3 +21,15 @@ def combine_over_processes(reward: CombinedReward, components: dict[str, Tensor]
     clips = len(next(iter(components.values())))
     everyone = {name: gather(scores.to(state.device)).cpu() for name, scores in components.items()}
     return reward.combine(everyone)[state.process_index * clips :][:clips]
+
+
+def end_processes() -> None:
+    """The last call of a script that trained on several processes; where there is one, nothing happens.
+
+    Ends the process group and the threads that carried its messages. A data-parallel model that is not collected yet
+    keeps those threads alive, and one that outlives the interpreter can abort the process after all is saved: call this
+    where no variable holds a trainer any more.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # trainers and what they wrap point at each other
