@@ -42,7 +42,7 @@ part flat_vs_kv 60 "$PYTHON" benchmarks/flat_vs_kv.py --layers 24 --hidden 1024 
 part sampling 180 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64 --repeats 3
 part cuda_graph 60 "$PYTHON" benchmarks/cuda_graph.py --device cuda --batch 1 16 64 --repeats 3
 part sampling_small 90 "$PYTHON" benchmarks/sampling.py --device cuda --size small --dtype bfloat16 --steps 48 --repeats 3
-part training 240 "$PYTHON" benchmarks/training.py --device cuda --batch 32 --repeats 3
+part training 240 "$PYTHON" benchmarks/training.py --device cuda --batch 4 32 --duration_s 3 --steps 8 --repeats 3
 part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 3
 
 head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"

@@ -89,10 +89,10 @@ def main() -> None:
     for batch in given.batch:
         counts = {}
         for side in SIDES:
-            of_one = argparse.Namespace(model=given.model, device="cpu", batch=batch, steps=1)
+            one_step = argparse.Namespace(model=given.model, device="cpu", steps=1)
             with parts_as_on(side), tempfile.TemporaryDirectory() as folder:
                 kind = "head" if side == "head" else "musicrl_hf"
-                counts[side] = operations_of_a_step(trainer_of(kind, given.duration_s, of_one, folder))
+                counts[side] = operations_of_a_step(trainer_of(kind, batch, given.duration_s, one_step, folder))
         measured.append({"batch": batch, "duration_s": given.duration_s, "operations": counts})
         print(measured[-1], flush=True)
     rows = [

@@ -12,6 +12,7 @@ pairs. Leaves benchmarks/results/training.json.
 """
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class StepClock(TrainerCallback):
         self.ends.append(self.watch.now())
 
 
-def trainer_of(side: str, duration_s: float, given: argparse.Namespace, folder: str) -> DPOTrainer:
+def trainer_of(side: str, batch: int, duration_s: float, given: argparse.Namespace, folder: str) -> DPOTrainer:
     """A trainer of either side for `given.steps` steps, on pairs of random codes; the first step is for warming up."""
     generator = load_generator(given.model, device=given.device)
     config, frames = generator.config, generator.frames_for(duration_s)
@@ -69,13 +70,13 @@ def trainer_of(side: str, duration_s: float, given: argparse.Namespace, folder: 
 
     def clips() -> list:
         shape = (config.num_codebooks, frames)
-        return [torch.randint(config.codebook_size, shape, generator=random).tolist() for _ in range(given.batch)]
+        return [torch.randint(config.codebook_size, shape, generator=random).tolist() for _ in range(batch)]
 
-    pairs = {"prompt": [PROMPTS[i % 2] for i in range(given.batch)], "chosen_codes": clips(), "rejected_codes": clips()}
+    pairs = {"prompt": [PROMPTS[i % 2] for i in range(batch)], "chosen_codes": clips(), "rejected_codes": clips()}
     args = MusicDPOConfig(
         f"{folder}/{side}",
         max_steps=given.steps + 1,
-        per_device_train_batch_size=given.batch,
+        per_device_train_batch_size=batch,
         precompute_ref_log_probs=True,
         activation_checkpointing=False,
         learning_rate=1e-5,
@@ -134,12 +135,12 @@ def losses(trainer: DPOTrainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def compare(duration_s: float, given: argparse.Namespace) -> list[dict]:
+def compare(batch: int, duration_s: float, given: argparse.Namespace) -> list[dict]:
     """Seconds a step of each side, ratios of neighbours, peaks of memory: against each of the stock models."""
     sides = ["musicrl_hf", *given.against]
-    peaks = {side: peak_of_its_own(side, duration_s, given) for side in sides}
+    peaks = {side: peak_of_its_own(side, batch, duration_s, given) for side in sides}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {side: trainer_of(side, duration_s, given, folder) for side in sides}
+        trainers = {side: trainer_of(side, batch, duration_s, given, folder) for side in sides}
         taken: dict[str, list[float]] = {side: [] for side in sides}
         logged = {}
         for _ in range(given.repeats):
@@ -151,7 +152,7 @@ def compare(duration_s: float, given: argparse.Namespace) -> list[dict]:
         {
             "against": other,
             "duration_s": duration_s,
-            "batch": given.batch,
+            "batch": batch,
             "losses": [logged["musicrl_hf"], logged[other]],
             "median_s": {side: statistics.median(taken[side]) for side in ("musicrl_hf", other)},
             "ratio": spread([b / a for a, b in zip(ours, taken[other], strict=True)]),
@@ -162,12 +163,13 @@ def compare(duration_s: float, given: argparse.Namespace) -> list[dict]:
     ]
 
 
-def peak_of_its_own(side: str, duration_s: float, given: argparse.Namespace) -> float | None:
+def peak_of_its_own(side: str, batch: int, duration_s: float, given: argparse.Namespace) -> float | None:
     """The peak of training in a new process, which nothing else has stretched."""
     options = {
         "peak_of": side,
+        "batch": batch,
         "duration_s": duration_s,
-        **{name: vars(given)[name] for name in ("model", "batch", "threads", "device")},
+        **{name: vars(given)[name] for name in ("model", "threads", "device")},
     }
     command = [
         sys.executable,
@@ -195,7 +197,7 @@ def row_of(found: dict) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="DPO on cached codes against stock TRL on a K * V vocabulary.")
     parser.add_argument("--model", default="musicrl-tiny")
-    parser.add_argument("--batch", type=int, default=4, help="pairs a step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[4], help="pairs a step")
     parser.add_argument("--duration_s", type=float, nargs="+", default=[3.0, 10.0])
     parser.add_argument("--against", nargs="+", choices=list(SIDES)[1:], default=list(SIDES)[1:])
     parser.add_argument("--steps", type=int, default=2, help="timed steps a turn, behind one that is not")
@@ -206,16 +208,20 @@ def main() -> None:
     add_shared_options(parser)
     given = parser.parse_args()
     if given.tiny:
-        given.batch, given.duration_s, given.steps, given.repeats = 1, [0.2], 1, 2
+        given.batch, given.duration_s, given.steps, given.repeats = [1], [0.2], 1, 2
 
     torch.set_num_threads(given.threads)
     if given.peak_of:
         with tempfile.TemporaryDirectory() as folder:
-            print(peak_mb(trainer_of(given.peak_of, given.duration_s[0], given, folder).train, given.device))
+            print(
+                peak_mb(
+                    trainer_of(given.peak_of, given.batch[0], given.duration_s[0], given, folder).train, given.device
+                )
+            )
         return
     where, measured = hardware(given.device), []
-    for duration_s in given.duration_s:
-        found = compare(duration_s, given)
+    for batch, duration_s in itertools.product(given.batch, given.duration_s):
+        found = compare(batch, duration_s, given)
         print(*map(row_of, found), sep="\n", flush=True)
         measured += found
     what = (
