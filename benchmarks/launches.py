@@ -89,7 +89,7 @@ def main() -> None:
     for batch in given.batch:
         counts = {}
         for side in SIDES:
-            one_step = argparse.Namespace(model=given.model, device="cpu", steps=1)
+            one_step = argparse.Namespace(model=given.model, size=None, bf16=False, device="cpu", steps=1)
             with parts_as_on(side), tempfile.TemporaryDirectory() as folder:
                 kind = "head" if side == "head" else "musicrl_hf"
                 counts[side] = operations_of_a_step(trainer_of(kind, batch, given.duration_s, one_step, folder))

@@ -12,6 +12,7 @@ pairs. Leaves benchmarks/results/training.json.
 """
 
 import argparse
+import copy
 import itertools
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from measuring import Stopwatch, add_shared_options, hardware, peak_mb, shown, spread, write_result
+from sampling import SIZES
 from transformers import MusicgenDecoderConfig, OPTConfig, OPTForCausalLM, PrinterCallback, TrainerCallback
 from trl import DPOTrainer
 
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from kv_variant import KVVariant
 
-from musicrl_hf import load_generator
+from musicrl_hf import MusicRLConfig, MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.flat import FlatTokenizer
 from musicrl_hf.training.dpo import MusicDPOConfig, MusicDPOTrainer, flat_pairs
 
@@ -64,7 +66,7 @@ class StepClock(TrainerCallback):
 
 def trainer_of(side: str, batch: int, duration_s: float, given: argparse.Namespace, folder: str) -> DPOTrainer:
     """A trainer of either side for `given.steps` steps, on pairs of random codes; the first step is for warming up."""
-    generator = load_generator(given.model, device=given.device)
+    generator = generator_of(given)
     config, frames = generator.config, generator.frames_for(duration_s)
     random = torch.Generator().manual_seed(0)
 
@@ -83,6 +85,7 @@ def trainer_of(side: str, batch: int, duration_s: float, given: argparse.Namespa
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
+        bf16=given.bf16,
         use_cpu=given.device == "cpu",
     )
     callbacks = [StepClock(given.device)]
@@ -103,6 +106,22 @@ def trainer_of(side: str, batch: int, duration_s: float, given: argparse.Namespa
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+
+
+def generator_of(given: argparse.Namespace) -> MusicRLForConditionalGeneration:
+    """The model; with `given.size`, its text encoder and codec around a decoder of that size with random weights."""
+    generator = load_generator(given.model, device=given.device)
+    if given.size is None:
+        return generator
+    layers, hidden, heads, ffn = SIZES[given.size]
+    decoder = copy.deepcopy(generator.config.decoder)
+    decoder.update({"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "ffn_dim": ffn})
+    parts = {"text_encoder": generator.config.text_encoder, "audio_encoder": generator.config.audio_encoder}
+    torch.manual_seed(0)
+    sized = MusicRLForConditionalGeneration(MusicRLConfig(**parts, decoder=decoder))
+    sized.restore_audio_token_ids()
+    sized.tokenizer = generator.tokenizer
+    return sized.to(given.device)
 
 
 def language_model(decoder: MusicgenDecoderConfig, ids: int, positions: int) -> OPTForCausalLM:
@@ -170,12 +189,14 @@ def peak_of_its_own(side: str, batch: int, duration_s: float, given: argparse.Na
         "batch": batch,
         "duration_s": duration_s,
         **{name: vars(given)[name] for name in ("model", "threads", "device")},
+        **({"size": given.size} if given.size else {}),
     }
     command = [
         sys.executable,
         __file__,
         *(part for name, value in options.items() for part in (f"--{name}", str(value))),
     ]
+    command += ["--bf16"] * given.bf16
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # what it complains of is seen here
     said = done.stdout.splitlines()[-1]
     return None if said == "None" else float(said)
@@ -197,6 +218,8 @@ def row_of(found: dict) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="DPO on cached codes against stock TRL on a K * V vocabulary.")
     parser.add_argument("--model", default="musicrl-tiny")
+    parser.add_argument("--size", choices=SIZES, help="a decoder of this size, random weights, in place of the model's")
+    parser.add_argument("--bf16", action="store_true", help="autocast on both sides")
     parser.add_argument("--batch", type=int, nargs="+", default=[4], help="pairs a step")
     parser.add_argument("--duration_s", type=float, nargs="+", default=[3.0, 10.0])
     parser.add_argument("--against", nargs="+", choices=list(SIDES)[1:], default=list(SIDES)[1:])
@@ -224,11 +247,13 @@ def main() -> None:
         found = compare(batch, duration_s, given)
         print(*map(row_of, found), sep="\n", flush=True)
         measured += found
+    model = f"a decoder of musicgen-{given.size}'s size (random weights)" if given.size else f"`{given.model}`"
     what = (
-        f"DPO of all weights of `{given.model}` (float32) on cached codes, the reference precomputed, against stock "
-        "`trl.DPOTrainer`; peaks of memory are on top of weights and pairs"
+        f"DPO of all weights of {model} ({'bfloat16 autocast' if given.bf16 else 'float32'}) on cached codes, the "
+        "reference precomputed, against stock `trl.DPOTrainer`; peaks of memory are on top of weights and pairs"
     )
-    write_result(given.results, "training", what, where, [*map(row_of, measured)], measured, given.device)
+    name = "_".join(["training", *([given.size] if given.size else []), *(["bf16"] if given.bf16 else [])])
+    write_result(given.results, name, what, where, [*map(row_of, measured)], measured, given.device)
 
 
 if __name__ == "__main__":
