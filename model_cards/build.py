@@ -78,6 +78,8 @@ BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # its sound encoder 
 ADAPTERS = {
     "musicrl-tiny-r": ("r", "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality"),
     "musicrl-tiny-u": ("u", "a preference reward that was learned from the choices"),
+}
+LARGER = {  # likewise, in what results/paper.json has of the larger budget
     "musicrl-tiny-ru": (
         "ru",
         ".65 of a preference reward that was learned from the choices and .35 of text adherence, starting from musicrl-tiny-r",
@@ -130,6 +132,50 @@ def adapter_record(name: str) -> Record:
     )
 
 
+def larger_record(name: str) -> Record:
+    """The same of an adapter that was tuned on the larger budget, of which there is one evaluation.
+
+    Raises:
+        FileNotFoundError: the paper's runs have not been gathered.
+    """
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    found, (key, reward) = paper["larger"], LARGER[name]
+    system = next(row for row in found["systems"] if row["method"] == key)
+    base = next(row for row in found["systems"] if row["method"] == "base")
+    others = {"base": "musicrl-tiny", "r": "musicrl-tiny-r", "small_u": "musicrl-tiny-u"}
+    diversity = ("timbre_distance_db", "harmony_distance", "distinct_ngrams")
+    heard = found["judged"]["seeds"]["0"]
+    return Record(
+        base_model=base_of_adapter(CHECKPOINTS / name),
+        method="PPO",
+        training_data=f"2,048 prompts that rules wrote (recipes/paper/many_prompts.py), and {reward}. The choices are of simulated "
+        f"listeners ({paper['listeners']}) between clips of musicrl-tiny; no clip or vote of a person was used.",
+        license="apache-2.0",
+        metrics={
+            "simulated listeners, one seed": {
+                f"win rate against {others[row['b']]}": f"{_percent(row['win_rate'])} [{_percent(row['low'])}, {_percent(row['high'])}]"
+                for row in found["win_rates"]
+                if row["a"] == key and row["b"] in others
+            }
+            | {
+                f"mean rating of {row['model']}, 1 to 5": round(row["mean"], 2)
+                for row in found["mos"]
+                if row["model"] in ("base", key)
+            },
+            "this seed": {name: system[name] for name in ("adherence", "quality", "panel_taste", "other_taste", "kl")},
+            "musicrl-tiny": {name: base[name] for name in ("adherence", "quality", "panel_taste", "other_taste")},
+            "share of musicrl-tiny's diversity": {name: _percent(system[name] / base[name]) for name in diversity},
+            "independent judges": _heard(heard[key]),
+            "independent judges, musicrl-tiny": _heard(heard["base"]),
+        },
+        limits=TUNED_LIMITS,
+        clips=_results("judge")["clips"],
+        command="python recipes/paper/run.py --work build/paper --parts align larger",
+        date=found["date"],
+        hardware=found["hardware"],
+    )
+
+
 def _heard(heard: dict) -> dict:
     shares = {name: "{share} ({chance})".format(**heard[name]) for name in SHARES if heard[name]}
     return shares | {name: heard[name] for name in ("scale_share", "frechet_distance", "faulty_clips")}
@@ -147,6 +193,8 @@ def record(name: str) -> Record:
     """
     if name in ADAPTERS:
         return adapter_record(name)
+    if name in LARGER:
+        return larger_record(name)
     corpus, clips = _results("corpus"), _results("render")["train"]
     stages = [_results(stage) for stage in STAGES[name]]
     measured = {

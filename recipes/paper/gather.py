@@ -11,6 +11,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -174,15 +175,44 @@ def against_base(work: Path, part: str) -> list[dict[str, Any]]:
         if name != "base":
             rate = as_json(win_rate(votes, name, "base"))
             row |= {key: rate[key] for key in ("win_rate", "low", "high", "wins", "ties", "losses")}
-            tuned = next((path for path in (work / part / name, work / "seed_0" / name) if path.is_dir()), None)
+            kept = (work / part / name, work / "seed_0" / name.removeprefix("small_"))
+            tuned = next((path for path in kept if path.is_dir()), None)
             if tuned is not None:
                 row["kl"] = divergence(str(tuned), "musicrl-tiny", prompts, result["settings"]["duration_s"])
             elif " best of " in name:  # at most log N - (N - 1) / N
                 n = int(name.rpartition(" ")[2])
                 row["kl"] = math.log(n) - (n - 1) / n
-            row |= spent(work, name)
+            row |= spent(work, f"larger_{name}" if part == "larger" else name)
         rows.append(row)
     return rows
+
+
+def at_larger_budget(work: Path) -> dict[str, Any]:
+    """What WORK/larger holds: every pair of its systems, a row each as `against_base` has them, its rewards, what judges heard."""
+    folder = work / "larger" / "evaluation"
+    rows = against_base(work, "larger")
+    if not rows:
+        return {}
+    votes, ratings = read_votes(folder / "votes.csv"), list(ratings_of(folder))
+    names = [row["method"] for row in rows]
+    pairs = []
+    for b, a in combinations(names, 2):
+        rate = as_json(win_rate(votes, a, b))
+        pairs.append(
+            {"a": rate.pop("model"), "b": rate.pop("against"), **rate}
+            | {"wilcoxon_p": wilcoxon_signed_rank(ratings, a, b)[0]}
+        )
+    judged = work / "larger" / "judged.json"
+    made = json.loads((work / "larger" / "u" / "result.json").read_text())
+    return {
+        "date": made["date"],
+        "hardware": made["hardware"],
+        "systems": rows,
+        "win_rates": pairs,
+        "mos": [as_json(score) for score in mean_opinion_scores(ratings)],
+        "rewards": {path.parent.name: _reward(path) for path in sorted(work.glob("larger/reward*/result.json"))},
+        "judged": json.loads(judged.read_text()) if judged.exists() else {},
+    }
 
 
 def rewards_table(work: Path, seeds: Iterable[int]) -> dict[str, Any]:
@@ -244,6 +274,7 @@ def main() -> None:
         },
         "reach": against_base(args.work, "curves"),
         "limits": against_base(args.work, "limits"),
+        "larger": at_larger_budget(args.work),
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
         "runs": runs,
         "paper": PAPER,

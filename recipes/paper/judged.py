@@ -4,8 +4,8 @@ Beside them two panels of simulated listeners that no run votes or compares with
 
     python recipes/paper/judged.py --work build/paper --recipe_work build/tiny
 
-`--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json; what is in it is kept, so
-remove it where systems or judges have changed.
+`--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json, or of what was made on the
+larger budget (`--larger`) WORK/larger/judged.json; what is in it is kept, so remove it where systems or judges have changed.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from musicrl_hf import load_generator
 from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
+LARGER = ("u", "ru", "ru_few", "ru_seed1", "ru2")  # of WORK/larger, beside those of the first seed
 
 
 def main() -> None:
@@ -31,6 +32,9 @@ def main() -> None:
     parser.add_argument("--recipe_work", type=Path, default=Path("build/tiny"))
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="those of the align runs that there are"
+    )
+    parser.add_argument(
+        "--larger", action="store_true", help="the systems of the larger budget, all by the same judges"
     )
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
@@ -43,21 +47,24 @@ def main() -> None:
     others = half + order.permutation(half)[: args.prompts]
     rows, prompts = [rows[i] for i in chosen], choose_prompts([rows[i] for i in chosen])
     reference = judges.hear(to_float(clips[others, : JUDGED_S * SAMPLING_RATE]))["embedding"]
-    path = args.work / "judged.json"
+    path = args.work / ("larger/judged.json" if args.larger else "judged.json")
     found: dict = {"prompts": len(prompts), "guidance_scale": 1.0, "seconds": JUDGED_S, "seeds": {}}
     if path.exists():
         found["seeds"] = read_json(path)["seeds"]
-    for seed in args.seeds:
-        folder = args.work / f"seed_{seed}"
+    for seed in [0] if args.larger else args.seeds:
+        folders = {name: args.work / f"seed_{seed}" / name for name in SYSTEMS}
+        if args.larger:
+            folders = {f"small_{name}" if name in LARGER else name: folder for name, folder in folders.items()}
+            folders |= {name: args.work / "larger" / name for name in LARGER}
         heard = found["seeds"].setdefault(str(seed), {})
-        for name in SYSTEMS:
-            if name in heard or (name != "base" and not (folder / name).is_dir()):
+        for name, folder in folders.items():
+            if name in heard or (name != "base" and not folder.is_dir()):
                 continue
             if name == "base" and len(found["seeds"]) > 1:  # the same for all seeds
                 heard[name] = next(iter(found["seeds"].values()))[name]
                 continue
             say(f"seed {seed}, {name}")
-            model = load_generator("musicrl-tiny" if name == "base" else str(folder / name))
+            model = load_generator("musicrl-tiny" if name == "base" else str(folder))
             audio = sample(model, prompts, guidance=1.0, seed=seed)
             heard[name] = figures(judges.hear(audio), rows, prompts, reference)
             for panel in (panel_taste, other_taste):

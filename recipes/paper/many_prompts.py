@@ -61,9 +61,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--halves", type=Path, nargs=2, help="two more files, for the first and the second half of them"
+    )
     arguments = parser.parse_args()
-    with atomic_path(arguments.out) as path:
-        path.write_text("\n".join(many_prompts(arguments.count, arguments.seed)) + "\n")
+    prompts, half = many_prompts(arguments.count, arguments.seed), arguments.count // 2
+    parts = [prompts[:half], prompts[half:], prompts] if arguments.halves else [prompts]
+    for part, out in zip(parts, [*(arguments.halves or ()), arguments.out], strict=True):
+        with atomic_path(out) as path:
+            path.write_text("\n".join(part) + "\n")
 
 
 if __name__ == "__main__":

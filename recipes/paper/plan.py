@@ -30,6 +30,10 @@ class Sizes:
     long_steps: int = 96  # of the runs that are to go too far
     eval_every: int = 8  # steps
     heldout_clips: int = 2  # a prompt
+    many_prompts: int = 2048  # of the larger budget, in two halves
+    larger_batch: int = 256  # clips a step there
+    larger_steps: int = 110
+    larger_reward_steps: int = 800
 
 
 TINY = Sizes(
@@ -48,22 +52,28 @@ TINY = Sizes(
     reward_steps=4,
     long_steps=4,
     eval_every=2,
+    many_prompts=8,
+    larger_batch=4,
+    larger_steps=2,
+    larger_reward_steps=4,
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command of `musicrl`.
+    """One command of `musicrl`, or of a script of this folder.
 
     Attributes:
         name: of the run, by which its time and memory are recorded.
-        command: words behind `musicrl`.
+        command: words behind `musicrl`, or behind the script's name.
         folder: what it leaves; it is skipped where that was left before.
+        script: of this folder, without ".py".
     """
 
     name: str
     command: tuple[str, ...]
     folder: Path
+    script: str | None = None
 
 
 def aligned(work: Path, seed: int, sizes: Sizes, recipe: str = "paper") -> Run:

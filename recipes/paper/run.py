@@ -17,12 +17,19 @@ import sys
 import time
 from pathlib import Path
 
+from larger import larger
 from plan import TINY, Run, Sizes, ablations, aligned, curves, limits, methods, second_round
 
 from musicrl_hf.audio import atomic_path
 
-PARTS = ("align", "second", "methods", "rewards", "curves", "limits")
-PLANS = {"methods": methods, "rewards": ablations, "curves": curves, "limits": limits}  # of the first seed
+PARTS = ("align", "second", "methods", "rewards", "curves", "limits", "larger")
+PLANS = {
+    "methods": methods,
+    "rewards": ablations,
+    "curves": curves,
+    "limits": limits,
+    "larger": larger,
+}  # of the first seed
 
 
 def execute(run: Run, work: Path, threads: int) -> None:
@@ -30,18 +37,24 @@ def execute(run: Run, work: Path, threads: int) -> None:
     record = work / "runs" / f"{run.name}.json"
     if run.folder.exists() and record.exists():
         return print(f"== {run.name}: done before", flush=True)
-    words = [sys.executable, "-m", "musicrl_hf.cli", *run.command]
-    print(f"== {run.name}: musicrl {shlex.join(run.command)}", flush=True)
+    here = Path(__file__).resolve().parent
+    words = [
+        sys.executable,
+        *([str(here / f"{run.script}.py")] if run.script else ["-m", "musicrl_hf.cli"]),
+        *run.command,
+    ]
+    shown = f"{'python recipes/paper/' + run.script + '.py' if run.script else 'musicrl'} {shlex.join(run.command)}"
+    print(f"== {run.name}: {shown}", flush=True)
     started = time.monotonic()
-    here = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": here}  # for rewards of this folder
+    paths = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}  # for rewards of this folder
     with subprocess.Popen(words, env=environment) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{run.name} ended with {process.returncode}")
     found = {
-        "command": "musicrl " + shlex.join(run.command),
+        "command": shown,
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_mb": round(usage.ru_maxrss / 1024),  # Linux counts in kilobytes
     }

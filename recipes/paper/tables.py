@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import larger_tables
+
 from musicrl_hf.audio import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -310,6 +312,8 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
             "and a nat of KL at half the price. Nobody has such a reward: it shows what is left to learn, and what is left to tune.",
             methods(found["limits"]),
         ]
+    if found.get("larger"):
+        parts += larger_tables.sections(found["larger"], table)
     return "\n\n".join(parts) + "\n"
 
 

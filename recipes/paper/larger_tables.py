@@ -1,0 +1,90 @@
+"""The tables of what was made on the larger budget, from results/paper.json."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+NAMES = {
+    "base": "base",
+    "r": "R",
+    "small_u": "U, 40 steps of 64 clips",
+    "small_ru": "RU, 80 steps of 64 clips",
+    "ru_few": "RU likewise, on the many prompts",
+    "u": "U, 110 steps of 256 clips",
+    "ru": "RU, 110 steps of 256 clips",
+    "ru_seed1": "RU likewise, another seed",
+    "ru2": "RU, second round",
+}
+DIVERSITY = {"timbre_distance_db": "timbre", "harmony_distance": "harmony", "distinct_ngrams": "n-grams"}
+HEARD = {"instrument": "instrument", "backing": "accompaniment", "tempo_within_8%": "tempo", "key_neighbour": "key"}
+
+
+def preferred(found: dict[str, Any], table: Table) -> str:
+    """Against base, R and the first U; rewards; divergence; diversity as a share of the base's."""
+    rates = {(row["a"], row["b"]): row for row in found["win_rates"]}
+    base = next(row for row in found["systems"] if row["method"] == "base")
+    rows = []
+    for row in found["systems"]:
+        name = row["method"]
+        kept = ", ".join(f"{100 * row[key] / base[key]:.0f}" for key in DIVERSITY)
+        scores = [f"{row[key]:.2f}" for key in ("panel_taste", "other_taste")]
+        scores += [f"{row[key]:.3f}" for key in ("adherence", "quality")]
+        against = [_rate(rates.get((name, other))) for other in ("base", "r", "small_u")]
+        rows.append([NAMES[name], *against, f"{row['mean_rating']:.2f}", *scores, f"{row.get('kl', 0):.0f}", kept])
+    head = ["", "against base [95 %]", "against R", "against U of 40 steps", "rating", "held-out panel"]
+    head += [
+        "panel of another taste",
+        "adherence",
+        "quality",
+        "KL (nats)",
+        f"{', '.join(DIVERSITY.values())}, % of base",
+    ]
+    return table(head, rows)
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{100 * row['win_rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def judged(found: dict[str, Any], table: Table) -> str:
+    """What the recipe's judges heard of the same systems."""
+    heard = found["judged"]["seeds"]["0"]
+    rows = [
+        [
+            NAMES[name],
+            *(f"{100 * heard[name][key]['share']:.0f} %" for key in HEARD),
+            ", ".join(str(heard[name]["faulty_clips"][fault]) for fault in ("silent", "clipped", "stuck")),
+            f"{heard[name]['frechet_distance']:.0f}",
+            *(f"{heard[name][panel]:.2f}" for panel in ("panel_taste", "other_taste")),
+        ]
+        for name in NAMES
+        if name in heard
+    ]
+    head = [
+        "",
+        *HEARD.values(),
+        "silent, clipped, stuck",
+        "Frechet distance",
+        "held-out panel",
+        "panel of another taste",
+    ]
+    return table(head, rows)
+
+
+def sections(found: dict[str, Any], table: Table) -> list[str]:
+    """What results/README.md says of the larger budget."""
+    accuracy = {name: row["accuracy"] for name, row in found["rewards"].items()}
+    first, second = (found["rewards"][name] for name in ("reward", "reward_2"))
+    return [
+        "## On a larger budget",
+        "2,048 prompts in place of 128 (`recipes/paper/many_prompts.py`, none of them among the held-out ones), four pairs of each and three "
+        "votes a pair; steps of 256 clips, eight of a prompt, in place of 64 and four; a nat of KL at .02 in place of .01. One seed of everything, "
+        f"and of PPO a second. The reward is right in {accuracy['reward']:.1%} of {first['n_votes']:,} votes on held-out prompts (the panel's own taste "
+        f"in {first['baselines']['panel_taste']['accuracy']:.1%}), that of the second round in {accuracy['reward_2']:.1%} of {second['n_votes']:,}. All "
+        "are compared in one evaluation on the bundled held-out prompts; R and the small U and RU are the first seed's, in half precision.",
+        *([found["note"]] if "note" in found else []),
+        preferred(found, table),
+        f"The judges ({found['judged']['prompts']} held-out prompts, guidance 1) were trained anew for this, so that their figures are "
+        "to be compared with each other, not with those above.",
+        judged(found, table),
+    ]
