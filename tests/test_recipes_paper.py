@@ -2,15 +2,18 @@
 
 import importlib
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from test_schema import row
 
 from musicrl_hf.align import recipe_file
 from musicrl_hf.cli import JOBS
 from musicrl_hf.config import load_config
 from musicrl_hf.preferences.listeners import LISTENER_VERSION
+from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "recipes" / "paper"
@@ -31,7 +34,15 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
     runs = [plan.aligned(tmp_path, 1, sizes), plan.second_round(tmp_path, 1, sizes)]
     runs += [run for part in recipe("run").PLANS.values() for run in part(tmp_path, sizes)]
     assert len({run.name for run in runs}) == len(runs) > 12
+    scripts = [run for run in runs if run.script]
+    assert {run.script for run in scripts} == {"many_prompts", "join_votes"}
+    for run in scripts:
+        assert (PAPER / f"{run.script}.py").is_file()
+        assert run.folder.is_relative_to(tmp_path)
+        assert str(run.folder) in run.command
     for run in runs:
+        if run.script:
+            continue
         command, *words = run.command
         module, config, _, _ = JOBS[command]
         path = None
@@ -42,6 +53,31 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
         folder = Path(getattr(job, "output_dir", None) or job.out)
         assert folder.is_relative_to(tmp_path)
         assert run.folder.is_relative_to(folder)
+
+
+def test_many_prompts_are_new_and_the_same_again(recipe, tmp_path, monkeypatch):
+    many = recipe("many_prompts")
+    files = [tmp_path / name for name in ("all.txt", "a.txt", "b.txt")]
+    words = [str(files[0]), "--count", "300", "--halves", *map(str, files[1:])]
+    monkeypatch.setattr(sys, "argv", ["many_prompts.py", *words])
+    many.main()
+    prompts, first, second = (file.read_text().splitlines() for file in files)
+    assert first + second == prompts == many.many_prompts(300) == many.many_prompts(400)[:300]
+    bundled = [ROOT / "src" / "musicrl_hf" / "prompts" / f"{name}.txt" for name in ("train", "heldout")]
+    known = {line for file in bundled for line in file.read_text().splitlines()}
+    assert len(set(prompts)) == 300
+    assert len(known) == 128 + 104
+    assert not known & set(prompts)
+    assert many.many_prompts(300, seed=1) != prompts
+
+
+def test_votes_of_rounds_are_joined(recipe, tmp_path, monkeypatch):
+    rounds = [tmp_path / name for name in ("one", "two")]
+    for number, folder in enumerate(rounds):
+        save_preferences(preferences_from_rows([row(f"prompt {i}") for i in range(number + 1)]), folder)
+    monkeypatch.setattr(sys, "argv", ["join_votes.py", *map(str, rounds), "--out", str(tmp_path / "all")])
+    recipe("join_votes").main()
+    assert len(load_preferences(tmp_path / "all")) == 1 + 2
 
 
 def test_where_guards_stop(recipe):
