@@ -227,13 +227,17 @@ def compare_steps(ours, stock: Stock, scale: float, given: argparse.Namespace) -
     }
 
 
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.01 else f"{1e3 * seconds:.2g}"
+
+
 def steps_row(row: dict) -> dict[str, str]:
     taken, peaks = row["median_s"], row["peak_mb"]
     return {
         "guidance": f"{row['guidance_scale']:g}",
-        "ms a step, here and stock": f"{1e3 * taken['step']:.2g}, {1e3 * taken['stock_step']:.2g}",
+        "ms a step, here and stock": ", ".join(map(_ms, (taken["step"], taken["stock_step"]))),
         "times faster": shown(row["ratio"]),
-        f"ms to read {row['weights_mb']:.0f} MB once": f"{1e3 * taken['floor']:.2g}",
+        f"ms to read {row['weights_mb']:.0f} MB once": _ms(taken["floor"]),
         "step / that": shown(row["to_floor"]),
         "s to prepare, once a call": f"{row['preparing_s']:.1f}",
         "peak MB, here and stock": ", ".join("" if mb is None else f"{mb:.0f}" for mb in peaks.values()),

@@ -1,6 +1,7 @@
 """How many DPO steps a second, and in how much memory, here and with stock TRL on one vocabulary of K * V?
 
     python benchmarks/training.py --batch 4 --duration_s 3 10
+    python benchmarks/training.py --device cuda --size small --bf16 --batch 8 --duration_s 10
 
 All train on the same pairs of cached codes, all weights, the reference's log-probabilities computed beforehand. Here:
 `MusicDPOTrainer`, whose model scores the K codes of a decoder step with K heads. Stock: `trl.DPOTrainer` with its own fused head over

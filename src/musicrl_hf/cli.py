@@ -215,7 +215,8 @@ def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
     result = getattr(module, function_name)(load_config(config_class, path, _fields_only(words, source)))
     if result is not None:
         print(f"Wrote {result}")
-    if "torch.distributed" in sys.modules:  # it was imported where there are several processes
+    distributed = sys.modules.get("torch.distributed")  # it was imported where there are several processes
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
         import_module(".training.processes", __package__).end_processes()
 
 
