@@ -46,9 +46,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="four steps on votes about half-second clips")
     arguments, fields = parser.parse_known_args()
 
-    defaults = [] if arguments.config else [*DEFAULTS, "--preferences", "out/votes"]
+    votes = "out/tiny_votes" if arguments.tiny else "out/votes"  # of half a second and of three
+    defaults = [] if arguments.config else [*DEFAULTS, "--preferences", votes]
     job = load_config(DPOJob, arguments.config, [*defaults, *(TINY if arguments.tiny else []), *fields])
-    if arguments.config is None and job.preferences == "out/votes" and not Path(job.preferences).exists():
+    if arguments.config is None and job.preferences == votes and not Path(job.preferences).exists():
         vote(job.model, Path(job.preferences), duration_s=0.5 if arguments.tiny else 3.0)
     out = run_dpo(job)
 

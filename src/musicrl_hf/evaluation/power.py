@@ -43,7 +43,9 @@ def comparisons_needed(win_rate: float, power: float = 0.8) -> int:
     z = norm.ppf(0.5 + CONFIDENCE / 2) / 2 + norm.ppf(power) * math.sqrt(rate * (1 - rate))
     about = (z / (rate - 0.5)) ** 2
     if about > MOST:
-        raise ValueError(f"`win_rate` = {win_rate!r} needs about {about:.0f} comparisons: nobody collects so many.")
+        raise ValueError(
+            f"`win_rate` = {win_rate!r} needs about {about:.0f} comparisons: nobody collects so many. Give one further from 0.5, such as 0.55."
+        )
     numbers = np.arange(1, math.ceil(1.5 * about) + 60)
     most_losses = binom.ppf((1 - CONFIDENCE) / 2, numbers, 0.5) - 1  # so few are still surprising for a coin
     reaches = (
@@ -117,7 +119,9 @@ def prompts_needed(
     wanted = norm.ppf(0.5 + CONFIDENCE / 2) + norm.ppf(power)
     about = variance * (wanted / (win_rate - 0.5)) ** 2
     if about * listeners > MOST:
-        raise ValueError(f"`win_rate` = {win_rate!r} needs about {about:.0f} prompts: nobody collects so many.")
+        raise ValueError(
+            f"`win_rate` = {win_rate!r} needs about {about:.0f} prompts: nobody collects so many. Give one further from 0.5, such as 0.55."
+        )
     size = max(4, round(about))
     reached = simulated_power(win_rate, size, listeners, agreement, seed=seed)
     reached = min(max(reached, 0.5 / STUDIES), 1 - 0.5 / STUDIES)
