@@ -104,6 +104,19 @@ def test_rollouts_are_measured_on_both_sides(load_benchmark, tmp_path, monkeypat
     assert "times faster" in shown
 
 
+def test_a_decoder_of_another_size_stands_in_the_place_of_the_models(load_benchmark, monkeypatch):
+    training = load_benchmark("training")
+    monkeypatch.setattr(training, "SIZES", {"small": (2, 64, 4, 128)})
+    given = SimpleNamespace(model="musicrl-tiny", size="small", device="cpu")
+    sized = training.generator_of(given)
+    decoder = sized.config.decoder
+    shape = (decoder.num_hidden_layers, decoder.hidden_size, decoder.num_attention_heads, decoder.ffn_dim)
+    assert shape == (2, 64, 4, 128)
+    assert (sized.config.num_codebooks, sized.config.codebook_size) == (4, 1024)
+    codes = torch.zeros(1, 4, 3, dtype=torch.long)
+    assert sized.step_logprobs(codes, ["a slow air"]).shape == (1, 3 + 3)
+
+
 def test_dpo_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
     found = measured(monkeypatch, load_benchmark("training"), "--tiny", tmp_path)
     assert [row["against"] for row in found["measured"]] == ["head", "lm"]

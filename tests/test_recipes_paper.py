@@ -130,6 +130,16 @@ def test_what_judges_heard_is_one_row_a_system(recipe):
     assert len(lines) == 4
 
 
+def test_the_larger_budget_is_shown_without_judges_too(recipe):
+    tables, larger = recipe("tables"), recipe("larger_tables")
+    found = json.loads((ROOT / "results" / "paper.json").read_text())["larger"]
+    whole, without = (larger.sections(some, tables.table) for some in (found, found | {"judged": {}}))
+    assert whole[: len(without)] == without
+    assert len(whole) == len(without) + 2
+    assert "judges" not in "".join(without)
+    assert all(len(part.splitlines()) == 2 + len(larger.NAMES) for part in (whole[-1], without[-1]))
+
+
 @pytest.mark.skipif(not (ROOT / "results" / "paper.json").exists(), reason="nothing was gathered yet")
 def test_what_is_shown_is_what_was_gathered(recipe):
     tables = recipe("tables")

@@ -75,7 +75,7 @@ def sections(found: dict[str, Any], table: Table) -> list[str]:
     """What results/README.md says of the larger budget."""
     accuracy = {name: row["accuracy"] for name, row in found["rewards"].items()}
     first, second = (found["rewards"][name] for name in ("reward", "reward_2"))
-    return [
+    parts = [
         "## On a larger budget",
         "2,048 prompts in place of 128 (`recipes/paper/many_prompts.py`, none of them among the held-out ones), four pairs of each and three "
         "votes a pair; steps of 256 clips, eight of a prompt, in place of 64 and four; a nat of KL at .02 in place of .01. One seed of everything, "
@@ -84,7 +84,11 @@ def sections(found: dict[str, Any], table: Table) -> list[str]:
         "are compared in one evaluation on the bundled held-out prompts; R and the small U and RU are the first seed's, in half precision.",
         *([found["note"]] if "note" in found else []),
         preferred(found, table),
-        f"The judges ({found['judged']['prompts']} held-out prompts, guidance 1) were trained anew for this, so that their figures are "
-        "to be compared with each other, not with those above.",
-        judged(found, table),
     ]
+    if found["judged"]:
+        parts += [
+            f"The judges ({found['judged']['prompts']} held-out prompts, guidance 1) were trained anew for this, so that their figures are "
+            "to be compared with each other, not with those above.",
+            judged(found, table),
+        ]
+    return parts
