@@ -66,6 +66,7 @@ LIMITS = {
         "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
     ],
     "musicrl-tiny-quality": [
+        "Its sound encoder is that of the musicrl-tiny-adherence before the one that ships now.",
         "Its ratings are simulated: a ladder of degradations (recipes/degradations.py: noise, clipping, narrow band, few bits, "
         "gaps, warped pitch, lost or scrambled codes), whose costs are ViSQOL's on four clips, and for warped pitch and scrambled "
         "codes a choice. Nobody rated anything. It knows those faults, not taste; of one that it never heard, crackle, see above.",
@@ -73,7 +74,7 @@ LIMITS = {
 }
 
 
-BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # its sound encoder is kept as it is
+BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # the version before, whose sound encoder it keeps
 # adapter -> its name in results/paper.json, and what it was tuned on
 ADAPTERS = {
     "musicrl-tiny-r": ("r", "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality"),
@@ -90,6 +91,8 @@ TUNED_LIMITS = [
     "people would prefer it.",
     "What the judges hear of it, which no reward knows, stands above beside the base model's own figures: where they fell, the "
     "simulated taste was bought with what a prompt asks for.",
+    "The adherence that it was tuned on or measured by is that of the musicrl-tiny-adherence before the one that ships now, which heard "
+    "the instrument and nothing else of a prompt.",
 ]
 
 
