@@ -49,7 +49,7 @@ def another(row: dict, fact: str, rows: Sequence[dict], rng: random.Random) -> d
 
 
 def draw_captions(row: dict, rows: Sequence[dict], rng: random.Random) -> Drawn:
-    """A caption of a clip in a random style, and the wrong ones in the same words, as far as their facts allow."""
+    """A caption of a clip in a random style, and a wrong one in that style for each of `FACTS`."""
     style = None if rng.random() < COMPLETE else rng.choice(STYLES)
     words = rng.random()
 
