@@ -273,6 +273,39 @@ def test_the_kl_in_the_loss_is_scaled_as_the_advantages_are(tmp_path, whiten):
     assert_close(clips["returns"], advantages + clips["old_values"])
 
 
+class LooksTwice(MusicPPOTrainer):
+    """Views every set of clips before it trains on it, as is needed where one pass does not take them all."""
+
+    def rollout(self, prompts):
+        clips = super().rollout(prompts)
+        if "advantages" not in clips:
+            with torch.no_grad():
+                view = self.view(clips["input_ids"], clips["attention_mask"], clips["codes"])
+            clips |= self.weigh(clips["scores"], {name: view[name] for name in ("logprobs", "values", "kl")})
+        return clips
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_the_pass_that_trains_on_all_clips_is_the_view_of_them(tmp_path, whiten):
+    """The losses then need no pass before it, and are the same."""
+    ends, logs = [], []
+    for kind in (MusicPPOTrainer, LooksTwice):
+        args = config(tmp_path, objective="ppo", max_steps=4, kl_coef=0.1, whiten_rewards=whiten)
+        trainer = kind(readable_generator(), even_codes, args, PROMPTS, ref_model=tiny_generator(seed=3))
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+        logs.append(
+            {name: logged(trainer, name) for name in ("loss", "kl", "ratio", "explained_variance", "advantage_std")}
+        )
+        trainer.state.global_step = 4
+        assert ("advantages" in trainer.rollout(PROMPTS)) == (kind is LooksTwice)
+    assert logs[0]["ratio"] == pytest.approx([1.0] * 4, abs=1e-6)
+    for name, values in logs[0].items():
+        assert values == pytest.approx(logs[1][name], rel=1e-4, abs=1e-6), name
+    for name, value in ends[0].items():
+        assert_close(value, ends[1][name], atol=1e-5, rtol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradient_checkpointing_changes_nothing(tmp_path, lora):
     weights = []

@@ -34,6 +34,8 @@ from .ppo_sampler import EVALUATION, RolloutSampler, check_prompts, clip_seed
 from .ppo_scoring import BackgroundScoring, ClipScorer
 from .seconds import Seconds
 
+SEEN = ("logprobs", "values", "kl")  # of the policy's view of its clips, what the updates need
+
 
 class MusicPPOTrainer(WholeCheckpoints, Trainer):
     """Fine-tune a generator against a reward, with a KL to an anchor.
@@ -205,38 +207,48 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         if is_first:
             self.model.value_head.bias.fill_(self.accelerator.gather(scores).mean())
 
-        if args.objective == "ppo":
-            # Step 3: the policy's view at sampling time: log-probabilities, values, exact KL to the anchor.
-            kept = ("logprobs", "values", "kl")
+        if args.objective == "ppo" and (is_first or self.micro_batches_per_epoch * args.num_ppo_epochs > 1):
+            # Step 3: the policy's view at sampling time. Where one pass takes all clips, that pass itself is it, in step 5.
             views = []
             for c in chunks:
                 view = self.view(input_ids[c], attention_mask[c], codes[c])
-                views.append({name: view[name] for name in kept})
-            old = {name: torch.cat([view[name] for view in views]) for name in kept}
-
-            # Step 4: rewards a step, advantages over decoder steps. Scaling the advantages scales the objective; the
-            # exact KL that the loss differentiates is scaled with them, so that kl_coef keeps its meaning.
-            rewards, scale = losses.step_rewards(scores, old["kl"], args.kl_coef), torch.ones((), device=args.device)
-            if args.whiten_rewards:
-                # Scaled alone: a mean taken from every step, or left in it, would be a ramp in the returns, the same for all clips.
-                scale = losses.deviation(self.accelerator.gather(rewards))
-                rewards = rewards / scale
-                if is_first:
-                    self.model.value_head.bias.div_(scale)
-                    old["values"] = old["values"] / scale  # they are the bias alone so far
-            advantages, returns = losses.gae(rewards, old["values"], args.gamma, args.lam)
-            everyone = self.accelerator.gather(advantages)
-            clips |= {
-                "old_logprobs": old["logprobs"],
-                "old_values": old["values"],
-                "advantages": losses.whiten(advantages, everyone),
-                "returns": returns,
-            }
-            self._kl_weight = args.kl_coef / float(scale * losses.deviation(everyone))
-            self._record({"advantage_mean": everyone.mean(), "advantage_std": everyone.std()})
+                views.append({name: view[name] for name in SEEN})
+            clips |= self.weigh(scores, {name: torch.cat([view[name] for view in views]) for name in SEEN}, is_first)
 
         self._record({"reward": gathered.mean(), "reward_std": gathered.std(unbiased=False), **components})
         return clips
+
+    @torch.no_grad()
+    def weigh(self, scores: Tensor, old: dict[str, Tensor], is_first: bool = False) -> dict[str, Tensor]:
+        """Step 4: advantages over decoder steps, and what else the clipped losses need, [B, S], of all clips of a rollout.
+
+        Args:
+            scores: [B], one number a clip.
+            old: log-probabilities, values and exact KL to the anchor, [B, S], of the policy that sampled.
+            is_first: the baseline is its bias alone so far, which whitened rewards scale.
+        """
+        args = self.args
+        # Scaling the advantages scales the objective; the exact KL that the loss differentiates is scaled with them, so that
+        # kl_coef keeps its meaning.
+        rewards, scale = losses.step_rewards(scores, old["kl"], args.kl_coef), torch.ones((), device=args.device)
+        values = old["values"]
+        if args.whiten_rewards:
+            # Scaled alone: a mean taken from every step, or left in it, would be a ramp in the returns, the same for all clips.
+            scale = losses.deviation(self.accelerator.gather(rewards))
+            rewards = rewards / scale
+            if is_first:
+                self.model.value_head.bias.div_(scale)
+                values = values / scale
+        advantages, returns = losses.gae(rewards, values, args.gamma, args.lam)
+        everyone = self.accelerator.gather(advantages)
+        self._kl_weight = args.kl_coef / float(scale * losses.deviation(everyone))
+        self._record({"advantage_mean": everyone.mean(), "advantage_std": everyone.std()})
+        return {
+            "old_logprobs": old["logprobs"],
+            "old_values": values,
+            "advantages": losses.whiten(advantages, everyone),
+            "returns": returns,
+        }
 
     def view(
         self, input_ids: Tensor, attention_mask: Tensor, codes: Tensor, model: nn.Module | None = None
@@ -263,6 +275,8 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             self._record({"advantage_mean": advantages.mean(), "advantage_std": advantages.std()})
         else:
             # 5b. The clipped surrogate, the exact KL of each visited state, and the clipped value loss.
+            if "advantages" not in inputs:
+                inputs = inputs | self.weigh(inputs["scores"], {name: now[name].detach() for name in SEEN})
             returns = inputs["returns"]
             surrogate, ratio, clip_fraction = losses.ppo_clip_loss(
                 now["logprobs"], inputs["old_logprobs"], inputs["advantages"], args.cliprange
