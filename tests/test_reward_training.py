@@ -17,6 +17,7 @@ from musicrl_hf.flat import FlatTokenizer
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
 from musicrl_hf.preferences.splits import split_by_prompt
 from musicrl_hf.rewards import PreferenceModel, load_reward
+from musicrl_hf.training import sequences
 from musicrl_hf.training.losses import bradley_terry_loss
 from musicrl_hf.training.reward import (
     FlatPreferenceModel,
@@ -194,6 +195,31 @@ def test_each_clip_is_encoded_once_and_read_from_the_cache_afterwards(tmp_path):
     files[0].write_bytes(files[0].read_bytes()[:-8])
     with pytest.raises(ValueError, match="is damaged"):
         list(again.of_rows(ds))
+
+
+@pytest.mark.parametrize("waiting", [4, 64])
+def test_clips_of_one_shape_are_encoded_together_and_each_as_alone(tmp_path, monkeypatch, waiting):
+    monkeypatch.setattr(sequences, "_AT_ONCE", 3)
+    monkeypatch.setattr(sequences, "_WAITING", waiting)
+    model = PreferenceModel.from_clap(*tiny_clap(sampling_rate=4000))
+    several = rows(5, 4000) + rows(7, 4000, 0.7)[5:] + rows(9, 8000)[7:]
+    several = several[::2] + several[1::2]
+    ds, clips = preferences_from_rows(several), ClipSequences(model, 20.0, tmp_path)
+    pairs = list(clips.of_rows(ds))
+    assert len(clips.table) == 18
+    for row, ((chosen,), (rejected,)) in zip(several, pairs, strict=True):
+        for side, number in (("chosen", chosen), ("rejected", rejected)):
+            audio, rate = read_audio(row[side])
+            assert torch.allclose(clips.table[number], model.features([row["prompt"]], audio[None], rate)[0], atol=1e-4)
+
+
+def test_a_clip_that_cannot_be_encoded_is_named_by_its_row(tmp_path):
+    model = PreferenceModel.from_clap(*tiny_clap(sampling_rate=4000))
+    several = list(preferences_from_rows(rows(3, 4000)))
+    several[2]["rejected"]["bytes"] = audio_bytes(torch.zeros(1, 4000), 4000, "wav")
+    with pytest.raises(ValueError, match="row 2: rejected: .*silent"):
+        list(ClipSequences(model, 20.0, tmp_path).of_rows(several))
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_training_learns_the_listener_and_leaves_a_whole_folder(preferences, generator_folder, tmp_path):

@@ -7,7 +7,9 @@ id, the number of a row in a table of the features that its head reads.
 import hashlib
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from ..preferences.codes import clip_hash, clip_reader, read_index
 from ..preferences.schema import AUDIO_COLUMNS
 from ..rewards.preference import PreferenceModel
 
+_AT_ONCE, _WAITING = 16, 64  # clips in one pass of the encoder; in memory, where few are equally long
 _SHARD_CLIPS = 256  # clips a cache file, and at most so many are lost when a run is cut short
 
 
@@ -79,27 +82,38 @@ class ClipSequences:
         """Where the codes [K, F] or the sound vector [D] of every clip of the rows lie, by the hash of its bytes."""
         known = read_index(self.folder)
         fresh: dict[str, Tensor] = {}
+        waiting: dict[tuple, dict[str, tuple[Tensor, str]]] = defaultdict(dict)  # by what a batch has to share
         for number, row in enumerate(tqdm(ds, desc="encoding clips", unit="pair", leave=False)):
             for side in AUDIO_COLUMNS:
                 key = clip_hash(row[side]["bytes"])
-                if key not in known and key not in fresh:
-                    try:
-                        fresh[key] = self._encode(row[side]["bytes"])
-                    except ValueError as error:
-                        raise ValueError(f"row {number}: {side}: {error}") from error
+                if key in known or key in fresh or any(key in clips for clips in waiting.values()):
+                    continue
+                with _named(f"row {number}: {side}"):
+                    audio, rate = read_audio(row[side]["bytes"])
+                audio = audio[:, : math.ceil(self.crop_s * rate)]
+                alike = (rate, *audio.shape)
+                waiting[alike][key] = audio, f"row {number}: {side}"
+                if len(waiting[alike]) == _AT_ONCE or sum(map(len, waiting.values())) == _WAITING:
+                    fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+                    fresh |= self._encode(waiting.pop(fullest), fullest[0])
             if len(fresh) >= _SHARD_CLIPS:
                 known |= dict.fromkeys(fresh, self._write_cache(fresh))
                 fresh = {}
+        for (rate, *_), clips in waiting.items():
+            fresh |= self._encode(clips, rate)
         if fresh:
             known |= dict.fromkeys(fresh, self._write_cache(fresh))
         return known
 
-    def _encode(self, data: bytes) -> Tensor:
-        audio, rate = read_audio(data)
-        audio = audio[None, :, : math.ceil(self.crop_s * rate)]
-        if self.model.config.backbone == "clap":
-            return self.model.sound(audio, rate)[0].cpu()
-        return self.model.encode_audio(audio, rate)[0].to("cpu", torch.int16)
+    def _encode(self, clips: dict[str, tuple[Tensor, str]], rate: int) -> dict[str, Tensor]:
+        """Codes or sound vectors of clips [C, T] of one shape and rate, by their keys; an error names the first one's row."""
+        audio = torch.stack([clip for clip, _ in clips.values()])
+        with _named(next(place for _, place in clips.values())):
+            if self.model.config.backbone == "clap":
+                encoded = self.model.sound(audio, rate).cpu()
+            else:
+                encoded = self.model.encode_audio(audio, rate).to("cpu", torch.int16)
+        return dict(zip(clips, encoded.unbind(), strict=True))
 
     def _write_cache(self, clips: dict[str, Tensor]) -> Path:
         # Named by its content, so that two processes that encode the same clips write the same file.
@@ -107,6 +121,15 @@ class ClipSequences:
         with atomic_path(path) as temporary:
             save_file({key: clip.contiguous() for key, clip in clips.items()}, temporary)
         return path
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Put the place before what a ValueError says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def _identity(model: PreferenceModel, crop_s: float) -> str:
