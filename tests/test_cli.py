@@ -156,6 +156,15 @@ def test_evaluate_tells_a_wrong_name_before_it_samples(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_says_what_was_written(tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    (tmp_path / "votes.csv").write_text("prompt,model_a,model_b,preference,listener\nair,x,y,a,ann\nreel,x,y,a,ann\n")
+    assert main(["evaluate", "--votes", str(tmp_path / "votes.csv"), "--out", str(tmp_path / "out")]) == 0
+    assert (f"Wrote {tmp_path / 'out'}" in capsys.readouterr().out) == (rank == "0")
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
 def test_a_job_that_is_done_leaves_the_other_processes():
     """And ends the threads between them, though a data-parallel model that nobody collected holds on to the group."""
 

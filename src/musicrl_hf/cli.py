@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -213,7 +214,7 @@ def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
         return
     path = module.recipe_file(arguments.recipe) if arguments.command == "align" else arguments.config
     result = getattr(module, function_name)(load_config(config_class, path, _fields_only(words, source)))
-    if result is not None:
+    if result is not None and os.environ.get("RANK", "0") == "0":  # once, however many processes there are
         print(f"Wrote {result}")
     distributed = sys.modules.get("torch.distributed")  # it was imported where there are several processes
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
