@@ -137,7 +137,7 @@ def test_the_larger_budget_is_shown_without_judges_too(recipe):
     assert whole[: len(without)] == without
     assert len(whole) == len(without) + 2
     assert "judges" not in "".join(without)
-    assert all(len(part.splitlines()) == 2 + len(found["systems"]) for part in (whole[-1], without[-1]))
+    assert all(len(part.splitlines()) == 2 + len(larger.NAMES) for part in (whole[-1], without[-1]))
 
 
 @pytest.mark.skipif(not (ROOT / "results" / "paper.json").exists(), reason="nothing was gathered yet")
