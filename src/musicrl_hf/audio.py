@@ -36,7 +36,7 @@ _WRITTEN_AT_ONCE = (
     65_536  # samples a channel; libsndfile's Vorbis encoder keeps them on the stack, which some millions overflow
 )
 _LARGEST_FILTER = 20_000_000  # taps of a resampling filter in all; rates without a common divisor need gigabytes
-_LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its filter diverges where Nyquist is below
+LOWEST_WEIGHTED_RATE = 4000  # Hz; BS.1770's shelf lies at 1.7 kHz, and its filter diverges where Nyquist is below
 _SILENCE_PEAK = 1e-4  # below -80 dBFS nothing can be heard, and loudness matching would only amplify the noise
 
 
@@ -128,7 +128,7 @@ def match_loudness(audio: Tensor, sampling_rate: int, target_lufs: float = -23.0
     check_audio(audio)
     if audio.dim() != 2:
         raise ValueError(f"`audio` must be one clip [C, T], got shape {tuple(audio.shape)}.")
-    if sampling_rate < _LOWEST_WEIGHTED_RATE:
+    if sampling_rate < LOWEST_WEIGHTED_RATE:
         loudness = 10 * math.log10(float(audio.cpu().double().square().mean(1).sum()) + 1e-20) - 0.691
         loudness = loudness if loudness > -70 else -math.inf  # BS.1770's absolute gate
     else:

@@ -19,11 +19,12 @@ from transformers import (
 )
 from transformers.configuration_utils import SubConfigSpec
 
-from ..audio import match_loudness, resample
+from ..audio import resample
 from ..bundled import loading, resolve
 from ..configuration import MusicRLConfig
 from ..generator import MusicRLForConditionalGeneration
 from ..hub import PushesWithCard
+from ..loudness import match_loudness_of_batch
 from .clap import ClapSoundFeatures, FeatureHead, text_embeddings
 from .contract import check_reward_inputs, check_scores
 from .windows import first_and_last
@@ -41,7 +42,7 @@ class PreferenceConfig(PreTrainedConfig):
         feature_extractor: settings of that CLAP model's `ClapFeatureExtractor`.
         use_text: False scores the sound alone (the paper's ablation, which changed nothing there).
         loudness_lufs: loudness that clips are brought to before they are scored; null leaves them as they are.
-        pooling: of a CLAP backbone, "statistics" or "embedding", see `ClapSoundFeatures`.
+        pooling: of a CLAP backbone, "rhythm", "statistics" or "embedding", see `ClapSoundFeatures`.
         head_size: hidden units of a CLAP backbone's head.
         head_dropout: of a CLAP backbone's head, in training.
     """
@@ -243,7 +244,7 @@ class PreferenceModel(PushesWithCard, PreTrainedModel):
         if audio.shape[1] != channels:
             audio = audio.mean(1, keepdim=True).repeat(1, channels, 1)
         if self.config.loudness_lufs is not None:
-            audio = torch.stack([match_loudness(clip, sampling_rate, self.config.loudness_lufs) for clip in audio])
+            audio = match_loudness_of_batch(audio, sampling_rate, self.config.loudness_lufs)
         audio = resample(audio.to(self.device).float(), sampling_rate, self.generator.sampling_rate)
         return self.generator.encode_audio(audio)
 
