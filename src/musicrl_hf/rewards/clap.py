@@ -18,11 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..audio import check_audio, match_loudness, resample
+from ..audio import check_audio, resample
 from ..bundled import loading
+from ..loudness import match_loudness_of_batch
 from ..places import find_model
+from . import rhythm
 from .contract import check_sampling_rate
 
+POOLINGS = ("rhythm", "statistics", "embedding")
 MAX_SEGMENT_S = 10.0  # section 3.3: a 30 s clip is scored as three segments of 10 s
 
 
@@ -152,7 +155,8 @@ class ClapSoundFeatures(nn.Module):
         extractor: settings of a `ClapFeatureExtractor`, as its `to_dict` gives them.
         pooling: "embedding" takes CLAP's unit vector; "statistics" puts before it mean and standard deviation of the mel
             bands over time and of the encoder's states at every depth over time and frequency: the embedding is trained
-            to forget what a caption does not say, such as noise or bandwidth.
+            to forget what a caption does not say, such as noise or bandwidth. "rhythm" puts before both of them how the
+            clip's onsets repeat (:func:`rhythm.rhythm`).
         loudness_lufs: clips are brought to this loudness first, so that louder is never better; None leaves them.
     """
 
@@ -164,8 +168,8 @@ class ClapSoundFeatures(nn.Module):
         loudness_lufs: float | None,
     ):
         super().__init__()
-        if pooling not in ("embedding", "statistics"):
-            raise ValueError(f"`pooling` must be 'embedding' or 'statistics', got {pooling!r}.")
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
         self.encoder = encoder.requires_grad_(False).eval()
         self.extractor = ClapFeatureExtractor.from_dict(extractor)
         check_extractor(encoder.audio_model.config, self.extractor)
@@ -181,7 +185,8 @@ class ClapSoundFeatures(nn.Module):
         width, depth = config.patch_embeds_hidden_size, len(config.depths)
         # Patches, then each stage's output: every stage but the last halves the grid and doubles the width.
         states = [width] + [width * 2 ** min(stage + 1, depth - 1) for stage in range(depth)]
-        return 2 * (config.num_mel_bins + sum(states)) + config.projection_dim
+        size = 2 * (config.num_mel_bins + sum(states)) + config.projection_dim
+        return size + (rhythm.SIZE if self.pooling == "rhythm" else 0)
 
     def train(self, mode: bool = True) -> "ClapSoundFeatures":
         """Frozen means that batch statistics and dropout stay off too."""
@@ -192,22 +197,26 @@ class ClapSoundFeatures(nn.Module):
         """Vectors [B, D] of clips [B, C, T]: the mean over a clip's segments."""
         check_audio(audio)
         check_sampling_rate(sampling_rate)
+        audio = audio.to(self.encoder.audio_projection.linear1.weight.device)
         if self.loudness_lufs is not None:
-            audio = torch.stack([match_loudness(clip, sampling_rate, self.loudness_lufs) for clip in audio])
-        weight = self.encoder.audio_projection.linear1.weight
-        segments = to_segments(audio.to(weight.device), sampling_rate, self.extractor)
-        pooled = _in_passes(lambda mel: self._pool(mel.to(weight.dtype)), segments, self.extractor)
-        return pooled.mean(1).float()
+            audio = match_loudness_of_batch(audio, sampling_rate, self.loudness_lufs)
+        segments = to_segments(audio, sampling_rate, self.extractor)
+        frames = 1 + segments.shape[-1] // self.extractor.hop_length  # those behind are filled up
+        pooled = _in_passes(lambda mel: self._pool(mel, frames), segments, self.extractor)
+        return pooled.mean(1)
 
-    def _pool(self, mel: Tensor) -> Tensor:
-        states = self.encoder.audio_model(mel, is_longer=_never_longer(mel), output_hidden_states=True)
+    def _pool(self, mel: Tensor, frames: int) -> Tensor:
         parts = []
-        if self.pooling == "statistics":
+        if self.pooling == "rhythm":
+            parts.append(rhythm.rhythm(mel[:, 0, :frames], self.extractor.sampling_rate / self.extractor.hop_length))
+        mel = mel.to(self.encoder.audio_projection.linear1.weight.dtype)
+        states = self.encoder.audio_model(mel, is_longer=_never_longer(mel), output_hidden_states=True)
+        if self.pooling != "embedding":
             parts += [mel[:, 0].mean(1), mel[:, 0].std(1)]
             for state in states.hidden_states:  # [N, width, height, width of the grid]
                 parts += [state.flatten(2).mean(-1), state.flatten(2).std(-1)]
         parts.append(nn.functional.normalize(self.encoder.audio_projection(states.pooler_output), dim=-1))
-        return torch.cat(parts, -1)
+        return torch.cat([part.float() for part in parts], -1)
 
 
 class FeatureHead(nn.Module):

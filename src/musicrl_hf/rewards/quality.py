@@ -29,7 +29,7 @@ class QualityConfig(PreTrainedConfig):
     Attributes:
         audio_config: of the CLAP sound encoder.
         feature_extractor: settings of its `ClapFeatureExtractor`.
-        pooling: "statistics" or "embedding", see `ClapSoundFeatures`.
+        pooling: "rhythm", "statistics" or "embedding", see `ClapSoundFeatures`.
         loudness_lufs: loudness that clips are brought to before they are judged; null leaves them as they are.
         head_size: hidden units of the head.
         head_dropout: during training of the head.

@@ -39,7 +39,7 @@ from ..preferences.schema import (
 )
 from ..preferences.splits import split_by_generator, split_by_prompt
 from ..records import write_record
-from ..rewards.clap import load_clap
+from ..rewards.clap import POOLINGS, load_clap
 from ..rewards.combine import find_rewards, label_specs, move_reward
 from ..rewards.contract import Reward
 from ..rewards.preference import BACKBONES, PreferenceModel
@@ -69,7 +69,7 @@ class RewardJob:
     )
     from_scratch: bool = option(False, "backbone generator: random decoder weights (the paper's ablation)")
     use_text: bool = option(True, "False scores the sound alone (the paper's ablation)")
-    pooling: str = option("statistics", "backbone clap: statistics or embedding")
+    pooling: str = option("rhythm", "backbone clap: rhythm (statistics and onsets), statistics or embedding")
     head_size: int = option(64, "backbone clap: hidden units of the head")
     head_dropout: float = option(0.1, "backbone clap: dropout of the head, in [0, 1)")
     crop_s: float = option(WINDOW_S, "seconds of each clip, from its start, that are trained and tested on")
@@ -109,8 +109,9 @@ class RewardJob:
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise ValueError(f"`backbone` must be one of {', '.join(BACKBONES)}, got {self.backbone!r}.")
-        if self.ties not in ("drop", "half"):
-            raise ValueError(f"`ties` must be 'drop' or 'half', got {self.ties!r}.")
+        for name, known in (("ties", ("drop", "half")), ("pooling", POOLINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.backbone == "clap" and (self.lora_r or self.from_scratch):
             raise ValueError(
                 f"`backbone` = 'clap' is frozen and only its head is trained: `lora_r` = {self.lora_r} and "
