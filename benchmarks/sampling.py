@@ -132,7 +132,13 @@ def clips_row(row: dict) -> dict[str, str]:
 
 
 def random_generator(
-    layers: int, hidden: int, heads: int, ffn: int, num_codebooks: int = 4, codebook_size: int = 2048
+    layers: int,
+    hidden: int,
+    heads: int,
+    ffn: int,
+    num_codebooks: int = 4,
+    codebook_size: int = 2048,
+    device: str = "cpu",
 ) -> MusicRLForConditionalGeneration:
     """A decoder of a size with random weights; a text encoder and a codec that take no time."""
     bits = (codebook_size - 1).bit_length()
@@ -157,14 +163,16 @@ def random_generator(
         ),
     )
     torch.manual_seed(0)
-    model = MusicRLForConditionalGeneration(config).eval()
+    with torch.device(device):  # a GPU draws 420M weights in no time
+        model = MusicRLForConditionalGeneration(config).eval()
     model.restore_audio_token_ids()
     return model
 
 
 def same_weights(ours: MusicRLForConditionalGeneration) -> MusicgenForConditionalGeneration:
     """The stock class around the very same tensors."""
-    stock = MusicgenForConditionalGeneration(ours.config).to(ours.dtype).to(ours.device).eval()
+    with ours.device:
+        stock = MusicgenForConditionalGeneration(ours.config).to(ours.dtype).to(ours.device).eval()
     stock.load_state_dict(ours.state_dict(), assign=True)
     stock.generation_config = ours.generation_config
     return stock
@@ -263,7 +271,7 @@ def main() -> None:
     where, dtype = hardware(given.device), getattr(torch, given.dtype)
     suffix = "" if given.dtype == "float32" else f"_{given.dtype}"
     if given.size:
-        ours = random_generator(*SIZES[given.size]).to(given.device, dtype)
+        ours = random_generator(*SIZES[given.size], device=given.device).to(given.device, dtype)
         stock = Stock(same_weights(ours), Stopwatch(given.device))
         measured = [compare_steps(ours, stock, scale, given) for scale in given.guidance_scale]
         rows = [steps_row(row) for row in measured]

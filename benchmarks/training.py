@@ -99,7 +99,8 @@ def trainer_of(side: str, batch: int, duration_s: float, given: argparse.Namespa
         policy.freeze_codec()
         policy.text_encoder.requires_grad_(False)
     else:
-        policy = language_model(config.decoder, len(tokenizer), config.num_codebooks * frames).to(given.device)
+        with torch.device(given.device):
+            policy = language_model(config.decoder, len(tokenizer), config.num_codebooks * frames)
     return StockDPOTrainer(
         policy,
         args=args,
@@ -119,7 +120,8 @@ def generator_of(given: argparse.Namespace) -> MusicRLForConditionalGeneration:
     decoder.update({"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "ffn_dim": ffn})
     parts = {"text_encoder": generator.config.text_encoder, "audio_encoder": generator.config.audio_encoder}
     torch.manual_seed(0)
-    sized = MusicRLForConditionalGeneration(MusicRLConfig(**parts, decoder=decoder))
+    with torch.device(given.device):  # a GPU draws 420M weights in no time
+        sized = MusicRLForConditionalGeneration(MusicRLConfig(**parts, decoder=decoder))
     sized.restore_audio_token_ids()
     sized.tokenizer = generator.tokenizer
     return sized.to(given.device)

@@ -839,6 +839,11 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
         ({"lora_r": 4, "value_model": "separate"}, "value_model"),
         ({"objective": "dpo"}, "objective"),
         ({"num_generations": 3}, "num_generations"),
+        ({"reward": ["quality", "0.2*variety"], "num_generations": 1}, "num_generations"),
+        (
+            {"reward": ["quality", "0.2*variety"], "local_rollout_forward_batch_size": 5},
+            "local_rollout_forward_batch_size",
+        ),
         ({"objective": "ppo", "num_ppo_epochs": 2, "save_steps": 3}, "save_steps"),
     ],
 )

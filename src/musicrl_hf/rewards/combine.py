@@ -15,6 +15,7 @@ from .adherence import AdherenceReward
 from .contract import Reward, ask_reward, check_reward_inputs
 from .preference import PreferenceModel
 from .quality import QualityModel
+from .variety import variety
 
 NORMALISE = ("none", "sum_then_normalise", "normalise_then_sum", "normalise_then_min", "centre_then_min")
 BUNDLED_DEFAULTS = {"adherence": "musicrl-tiny-adherence", "quality": "musicrl-tiny-quality"}
@@ -25,7 +26,8 @@ MODEL_REWARDS: dict = {  # kind -> what loads it, model_type of its folders
 }
 KNOWN_FORMS = (
     '"adherence" or "quality" (bundled), "adherence:NAME", "quality:NAME", "preference:NAME" with a bundled name, folder '
-    'or Hub id, or "module:function" for a function of yours; "weight*" in front weights it, as in "0.5*adherence"'
+    'or Hub id, "variety" for the distance to the other clips of a prompt, or "module:function" for a function of yours; '
+    '"weight*" in front weights it, as in "0.5*adherence"'
 )
 
 
@@ -150,14 +152,16 @@ def find_reward(spec: str) -> Callable[[], Reward]:
 
     Args:
         spec: "adherence" or "quality" for the bundled ones; "adherence:NAME", "quality:NAME", "preference:NAME" with a
-            bundled name, a folder or a Hub id; "module:function" for a function of yours that takes
-            `(prompts, audio, sampling_rate)`, imported as Python would from the current directory.
+            bundled name, a folder or a Hub id; "variety" for `musicrl_hf.rewards.variety`; "module:function" for a function
+            of yours that takes `(prompts, audio, sampling_rate)`, imported as Python would from the current directory.
 
     Raises:
         ValueError: another form, or a module that has no such function.
         FileNotFoundError: a model that is neither a folder here nor on the Hub.
     """
     kind, colon, name = spec.strip().partition(":")
+    if spec.strip() == "variety":
+        return lambda: variety
     if kind in BUNDLED_DEFAULTS and not colon:
         name = BUNDLED_DEFAULTS[kind]
     if kind in MODEL_REWARDS and name:

@@ -211,6 +211,8 @@ class PPOJob(PPOSettings, TrainingJob):
                 f"`watch` = {self.watch} is scored at evaluations only, but `eval_steps` = 0; set eval_steps and eval_prompts, "
                 "or leave watch empty."
             )
+        if "variety" in split_specs(self.reward):
+            self._check_groups()
         self._check_guard()
         if self.lora_r and self.value_model == "separate":
             raise ValueError(
@@ -220,6 +222,15 @@ class PPOJob(PPOSettings, TrainingJob):
         self.check_multiple("max_steps", self.max_steps)
         self.check_multiple("save_steps", self.save_steps)
         self.check_clips(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
+
+    def _check_groups(self) -> None:
+        """A reward that compares the clips of a prompt has to hear them together."""
+        heard, clips = self.local_rollout_forward_batch_size, self.num_generations
+        if clips < 2 or heard % clips:
+            raise ValueError(
+                f"`reward` names variety, which compares the clips of a prompt: `num_generations` = {clips} must be at least 2, "
+                f"and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it."
+            )
 
     def _check_guard(self) -> None:
         if self.guard_patience < 1:

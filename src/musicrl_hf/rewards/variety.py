@@ -1,0 +1,45 @@
+"""Variety: how far a clip's harmony is from that of the other clips of its prompt.
+
+A reward that people's choices taught has one best clip for a prompt, and what is tuned on it for long plays that one to
+everybody. This one pays a clip for being unlike the others that were sampled beside it. It is a distance of the group, so
+it says nothing of a clip alone.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import descriptors
+from .contract import check_reward_inputs
+
+
+@torch.no_grad()
+def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
+    """One minus the cosine of two clips' pitch classes, the mean over the other clips of the same prompt in this call.
+
+    The mean over a group is its `harmony_distance` in :mod:`musicrl_hf.evaluation.metrics`. So what it keeps up is what is
+    measured there: that other measures of diversity hold up too has to be looked at.
+
+    Args:
+        prompts: B texts; clips of one text are compared with each other.
+        audio: [B, C, T] in [-1, 1], at least 0.13 s.
+        sampling_rate: Hz.
+
+    Returns:
+        distances [B] float32 in [0, 1]; 0 for a clip that is alone with its prompt.
+
+    Raises:
+        ValueError: see :func:`check_reward_inputs`; a clip that is too short for its pitches to be told.
+
+    Example:
+        >>> tones = torch.stack([torch.sin(torch.arange(16000) * 2 * torch.pi * hz / 16000) for hz in (440, 440, 622.3)])
+        >>> [round(distance, 1) for distance in variety(["a"] * 3, 0.3 * tones[:, None], 16000).tolist()]
+        [0.5, 0.5, 1.0]
+    """
+    check_reward_inputs(prompts, audio, sampling_rate)
+    pitch = descriptors.spectrum(audio, sampling_rate).chroma.sum(dim=2)
+    unit = torch.nn.functional.normalize(pitch, dim=1)
+    numbers = {prompt: number for number, prompt in enumerate(prompts)}
+    group = torch.tensor([numbers[prompt] for prompt in prompts], device=audio.device)
+    others = (group[:, None] == group[None]).fill_diagonal_(False)
+    distance = (1 - unit @ unit.T).clamp(min=0) * others
+    return distance.sum(1) / others.sum(1).clamp(min=1)
