@@ -56,6 +56,9 @@ def test_the_loop_end_to_end(bf16, tmp_path, capsys):
     printed = capsys.readouterr().out
     trained = [json.loads((out / name / "result.json").read_text()) for name in ("preference", "r", "u", "ru")]
     assert [record["config"]["bf16"] for record in trained] == [bf16] * 4
+    alone = [f"preference:{out / 'preference'}"]
+    tuned = [(record["config"]["reward"], record["config"]["normalise"]) for record in trained[1:]]
+    assert tuned[1:] == [(alone, "none")] * 2
     result = json.loads((out / "evaluation" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru"]
     assert result["prompts"] == 3
@@ -102,6 +105,7 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
         clips_per_prompt=2,
         normalise="normalise_then_sum",
         ru_adherence=0.25,
+        variety=0.2,
         lora_r=2,
         rounds=2,
     )
@@ -115,19 +119,20 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
     assert {name: config["max_steps"] for name, config in settings.items()} == {"r": 1, "u": 1, "ru": 2}
     assert {name: config["num_generations"] for name, config in settings.items()} == {"r": 2, "u": 2, "ru": 2}
     said = capsys.readouterr().out
-    assert "u: PPO on the learned preference reward\n" in said
-    assert "ru: PPO on the learned preference reward and adherence, from r" in said
+    assert "u: PPO on the learned preference reward and variety\n" in said
+    assert "ru: PPO on the learned preference reward and adherence and variety, from r" in said
     combined = "normalise_then_sum"
     assert {name: config["normalise"] for name, config in settings.items()} == {
         "r": combined,
-        "u": "none",
+        "u": combined,
         "ru": combined,
     }
-    assert settings["u"]["reward"] == [f"preference:{out / 'preference'}"]
-    assert settings["ru"]["reward"] == [f"0.75*preference:{out / 'preference'}", "0.25*test_align:loudness"]
+    assert settings["u"]["reward"] == [f"0.8*preference:{out / 'preference'}", "0.2*variety"]
+    beside = ["0.25*test_align:loudness", "0.2*variety"]
+    assert settings["ru"]["reward"] == [f"0.55*preference:{out / 'preference'}", *beside]
     ru2 = json.loads((out / "ru2" / "result.json").read_text())["config"]
-    assert ru2["reward"] == [f"0.75*preference:{out / 'preference2'}", "0.25*test_align:loudness"]
-    assert {name: config["kl_coef"] for name, config in settings.items()} == {"r": 0.002, "u": 0.01, "ru": 0.002}
+    assert ru2["reward"] == [f"0.55*preference:{out / 'preference2'}", *beside]
+    assert {name: config["kl_coef"] for name, config in settings.items()} == {"r": 0.002, "u": 0.002, "ru": 0.002}
     result = json.loads((out / "evaluation2" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru", "ru2"]
     assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
@@ -160,8 +165,16 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
         ("rounds", 3),
         ("normalise", "mean"),
         ("ru_adherence", 1.0),
+        ("variety", -0.1),
     ],
 )
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .*got {value!r}"):
         AlignJob(output_dir="out", **{field: value})
+
+
+def test_variety_needs_clips_to_compare_and_room_beside_adherence():
+    with pytest.raises(ValueError, match="`clips_per_prompt` must be at least 2 for `variety`, got 1"):
+        AlignJob(output_dir="out", variety=0.2)
+    with pytest.raises(ValueError, match="`ru_adherence` must be a share, below 1 with the other one, got 0.6"):
+        AlignJob(output_dir="out", variety=0.4, ru_adherence=0.6, clips_per_prompt=2, ppo_batch_size=4)

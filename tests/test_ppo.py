@@ -255,7 +255,7 @@ def test_a_batch_of_two_equals_two_accumulation_steps_of_one(tmp_path, objective
 @pytest.mark.parametrize("whiten", [False, True])
 def test_the_kl_in_the_loss_is_scaled_as_the_advantages_are(tmp_path, whiten):
     """Otherwise kl_coef would no longer be the price of a nat in units of the reward."""
-    args = config(tmp_path, objective="ppo", kl_coef=0.1, lam=0.95, whiten_rewards=whiten)
+    args = config(tmp_path, objective="ppo", kl_coef=0.1, entropy_coef=0.02, lam=0.95, whiten_rewards=whiten)
     trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS, ref_model=tiny_generator(seed=3))
     clips = trainer.rollout(PROMPTS)
     with torch.no_grad():
@@ -268,9 +268,36 @@ def test_the_kl_in_the_loss_is_scaled_as_the_advantages_are(tmp_path, whiten):
         [slow_gae(r, v, 1.0, 0.95) for r, v in zip(rewards.tolist(), clips["old_values"].tolist())]
     )
     assert trainer._kl_weight == pytest.approx(0.1 / float(spread * advantages.std(unbiased=False)), rel=1e-3)
+    assert trainer._entropy_weight == pytest.approx(0.2 * trainer._kl_weight)
     whitened = (advantages - advantages.mean()) / advantages.std(unbiased=False)
     assert_close(clips["advantages"], whitened, atol=1e-4, rtol=1e-3)
     assert_close(clips["returns"], advantages + clips["old_values"])
+
+
+def test_entropy_earns_what_entropy_coef_says_and_rises(tmp_path):
+    """The loss falls by so much a nat, the mean over steps; and training on nothing else makes the codes more even."""
+    entropies = {}
+    for coefficient in (0.0, 0.5):
+        args = config(tmp_path, objective="ppo", kl_coef=0.0, entropy_coef=coefficient, max_steps=40, optim="sgd")
+        args.learning_rate = 0.2
+        trainer = MusicPPOTrainer(readable_generator(), even_codes, args, PROMPTS, ref_model=tiny_generator(seed=3))
+        clips = trainer.rollout(PROMPTS)
+        if "advantages" not in clips:
+            view = trainer.view(clips["input_ids"], clips["attention_mask"], clips["codes"])
+            clips |= trainer.weigh(
+                clips["scores"], {name: view[name].detach() for name in ("logprobs", "values", "kl")}
+            )
+        loss, now = trainer.compute_loss(trainer.model, clips, return_outputs=True)
+        weight, args.entropy_coef = trainer._entropy_weight, 0.0
+        plain = trainer.compute_loss(trainer.model, clips)
+        args.entropy_coef = coefficient
+        assert_close(loss, plain - weight * now["entropy"].mean())
+        assert (weight > 0) == (coefficient > 0)
+        trainer.train()
+        entropies[coefficient] = [line["entropy"] for line in trainer.state.log_history if "entropy" in line]
+    assert entropies[0.5][0] == pytest.approx(entropies[0.0][0])  # of the same clips
+    even, plain = (sum(entropies[coefficient][-5:]) / 5 for coefficient in (0.5, 0.0))
+    assert even > plain + 0.03
 
 
 class LooksTwice(MusicPPOTrainer):
@@ -800,6 +827,8 @@ def test_two_processes_sample_different_clips_and_agree_on_the_weights(tmp_path)
         ({"kl_mix": float("nan")}, "kl_mix"),
         ({"kl_coef": -1.0}, "kl_coef"),
         ({"vf_coef": -1.0}, "vf_coef"),
+        ({"entropy_coef": -1.0}, "entropy_coef"),
+        ({"objective": "paper", "entropy_coef": 0.1}, "entropy_coef"),
         ({"temperature": 0.0}, "temperature"),
         ({"cliprange": 0.0}, "cliprange"),
         ({"cliprange_value": 0.0}, "cliprange_value"),

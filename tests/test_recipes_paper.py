@@ -7,8 +7,12 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from test_schema import row
+from tiny import tiny_generator
 
+from musicrl_hf import load_generator
 from musicrl_hf.align import recipe_file
 from musicrl_hf.cli import JOBS
 from musicrl_hf.config import load_config
@@ -35,7 +39,7 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
     runs += [run for part in recipe("run").PLANS.values() for run in part(tmp_path, sizes)]
     assert len({run.name for run in runs}) == len(runs) > 12
     scripts = [run for run in runs if run.script]
-    assert {run.script for run in scripts} == {"many_prompts", "join_votes"}
+    assert {run.script for run in scripts} == {"many_prompts", "join_votes", "one_adapter"}
     for run in scripts:
         assert (PAPER / f"{run.script}.py").is_file()
         assert run.folder.is_relative_to(tmp_path)
@@ -53,6 +57,55 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
         folder = Path(getattr(job, "output_dir", None) or job.out)
         assert folder.is_relative_to(tmp_path)
         assert run.folder.is_relative_to(folder)
+
+
+@pytest.fixture
+def stack(tmp_path):
+    """A generator and three adapters on each other, of other ranks and one scale, as PPO from an adapter leaves them."""
+    tiny_generator().save_pretrained(tmp_path / "base")
+    below = tmp_path / "base"
+    torch.manual_seed(0)
+    for number, rank in enumerate((2, 3, 4)):
+        model = get_peft_model(
+            load_generator(str(below)), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "fc1"])
+        )
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = str(below)
+        below = tmp_path / f"adapter_{number}"
+        model.save_pretrained(below)
+    return below
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, 0.0])
+def test_adapters_on_each_other_become_one(recipe, stack, tmp_path, weight):
+    one_adapter = recipe("one_adapter")
+    one_adapter.join(stack, weight, tmp_path / "one")
+    config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (9, 18)
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    one = load_generator(str(tmp_path / "one")).state_dict()
+    under, whole = (load_generator(str(tmp_path / name)).state_dict() for name in ("adapter_1", "adapter_2"))
+    changed = [name for name in whole if not torch.equal(under[name], whole[name])]
+    assert changed
+    for name, value in one.items():
+        expected = whole[name] if name not in changed else torch.lerp(under[name], whole[name], weight)
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_that_do_not_go_together_are_refused(recipe, stack, tmp_path):
+    one_adapter = recipe("one_adapter")
+    with pytest.raises(ValueError, match="no LoRA matrix"):
+        one_adapter.joined([{"head.weight": torch.zeros(1)}], [1.0])
+    with pytest.raises(ValueError, match="of different layers"):
+        one_adapter.joined([{"a.lora_A.weight": torch.zeros(1)}, {"b.lora_A.weight": torch.zeros(1)}], [1.0, 1.0])
+    config = json.loads((stack / "adapter_config.json").read_text())
+    (stack / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    with pytest.raises(ValueError, match="scaled by"):
+        one_adapter.join(stack, 1.0, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
 
 
 def test_many_prompts_are_new_and_the_same_again(recipe, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from musicrl_hf import load_generator
 from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
-LARGER = ("u", "ru", "ru_few", "ru_seed1", "ru2")  # of WORK/larger, beside those of the first seed
+LARGER = ("r_larger", "u", "ru_first", "ru_anew", "ru2", "ru3", "ru")  # of WORK/larger, beside those of the first seed
 
 
 def main() -> None:

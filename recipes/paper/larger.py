@@ -1,6 +1,7 @@
-"""The larger budget: RU and U on sixteen times the prompts, with four times the clips in a step, and a second round of RU.
+"""The larger budget: R, U and RU on sixteen times the prompts, with four times the clips in a step, and two rounds of votes.
 
-28,160 clips are sampled and heard for each tuned generator: an hour of a CPU core, or three minutes of a large GPU.
+A tuned generator is heard 38,400 times in 150 steps: an hour of two CPU cores, or 200 s of a large GPU that three of them share.
+Beside the learned reward stands `variety`, for without it a prompt's clips become one clip.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from plan import OTHER, PANEL, Run, Sizes
 
 
 def larger(work: Path, sizes: Sizes) -> list[Run]:
-    """Votes on many prompts, a reward, U and RU on it; RU's own votes, a reward from all of them, RU once more; a comparison."""
+    """R, votes on many prompts, a reward and RU on it; RU's own votes, rewards from all of them, U and RU on these; a comparison."""
     seed, out = work / "seed_0", work / "larger"
     prompts, halves = out / "prompts.txt", {name: out / f"prompts_{name}.txt" for name in "ab"}
     words = (str(prompts), "--count", str(sizes.many_prompts), "--halves", *map(str, halves.values()))
@@ -27,52 +28,65 @@ def larger(work: Path, sizes: Sizes) -> list[Run]:
             runs.append(Run(f"larger_{folder.name}", command, folder))
         return folders
 
-    def reward(name: str, voted: list[Path]) -> str:
+    def reward(name: str, voted: list[Path], steps: int, pooling: str = "rhythm", number: int = 0) -> str:
         """A head on the bundled CLAP's vectors, from all these votes."""
-        joined = out / f"votes_{name}"
-        words = (*map(str, voted), "--out", str(joined))
+        joined = out / f"votes_{len(voted)}"
+        head = ("--pooling", pooling, "--head_dropout", "0.3", "--weight_decay", "0.3", "--learning_rate", "1e-3")
         command = (
-            *("reward", "--preferences", str(joined), "--test_share", "0.15", "--seed", "0", "--backbone", "clap"),
-            *("--model", "musicrl-tiny-adherence", "--head_dropout", "0.3", "--weight_decay", "0.3"),
-            *("--learning_rate", "1e-3", "--max_steps", str(sizes.larger_reward_steps)),
+            *("reward", "--preferences", str(joined), "--test_share", "0.15", "--seed", str(number)),
+            *("--backbone", "clap", "--model", "musicrl-tiny-adherence", *head, "--max_steps", str(steps)),
             *("--per_device_train_batch_size", "64", "--cache_dir", str(out / "clips"), "--baselines", PANEL),
             *("--output_dir", str(out / name)),
         )
-        runs.append(Run(f"larger_votes_{name}", words, joined, "join_votes"))
+        if all(run.folder != joined for run in runs):
+            words = (*map(str, voted), "--out", str(joined))
+            runs.append(Run(f"larger_{joined.name}", words, joined, "join_votes"))
         runs.append(Run(f"larger_{name}", command, out / name / "result.json"))
         return f"preference:{out / name}"
 
-    def tuned(name: str, model: str, *rewards: str, few: bool = False, number: int = 0) -> str:
-        """PPO from a generator, anchored to it; `few` with the other runs' steps, clips and price of a nat."""
-        steps, batch, clips, kl_coef = (
-            (sizes.ru_steps, sizes.batch, sizes.clips_per_prompt, 0.01)
-            if few
-            else (sizes.larger_steps, sizes.larger_batch, 2 * sizes.clips_per_prompt, 0.02)
-        )
+    def tuned(name: str, model: str, steps: int, kl_coef: float, rewards: dict[str, float], number: int = 0) -> str:
+        """PPO from a generator, anchored to it."""
+        batch = sizes.larger_batch
         command = (
             *("ppo", "--model", model, "--ref_model", model, "--prompts", str(prompts)),
             *("--duration_s", f"{sizes.duration_s:g}", "--max_steps", str(steps)),
             *("--per_device_train_batch_size", str(batch), "--local_rollout_forward_batch_size", str(batch)),
-            *("--num_generations", str(clips), "--learning_rate", "5e-4", "--lora_r", "16", "--lora_alpha", "32"),
-            *("--kl_coef", f"{kl_coef:g}", "--seed", str(number), "--logging_steps", "5"),
-            *("--normalise", "normalise_then_sum", "--reward", *rewards, "--output_dir", str(out / name)),
+            *("--num_generations", str(2 * sizes.clips_per_prompt), "--learning_rate", "5e-4"),
+            *("--lora_r", "16", "--lora_alpha", "32", "--kl_coef", f"{kl_coef:g}", "--seed", str(number)),
+            *("--logging_steps", "5", "--normalise", "normalise_then_sum"),
+            *("--reward", *(f"{weight:g}*{spec}" for spec, weight in rewards.items()), "--output_dir", str(out / name)),
         )
         runs.append(Run(f"larger_{name}", command, out / name / "result.json"))
         return str(out / name)
 
-    on_base = votes("base", "musicrl-tiny", 4, 3, 100_000)
-    first = reward("reward", on_base)
-    r, both = str(seed / "r"), (f"0.65*{first}", "0.35*adherence")
-    systems = {"base": "musicrl-tiny", "r": r, "small_u": str(seed / "u"), "small_ru": str(seed / "ru")}
-    systems["ru_few"] = tuned("ru_few", r, *both, few=True)
-    systems["u"] = tuned("u", "musicrl-tiny", first)
-    systems["ru"] = tuned("ru", r, *both)
-    systems["ru_seed1"] = tuned("ru_seed1", r, *both, number=1)
-    second = reward("reward_2", [*on_base, *votes("ru_votes", systems["ru"], 2, 2, 400_000)])
-    systems["ru2"] = tuned("ru2", systems["ru"], f"0.65*{second}", "0.35*adherence")
+    first_steps, steps, last_steps = sizes.larger_steps
+    few, many = sizes.larger_reward_steps
+    base, r = "musicrl-tiny", str(seed / "r")
+    on_base = votes("base", base, 4, 3, 100_000)
+    first = reward("reward", on_base, few, "statistics")
+    reward("reward_rhythm", on_base, few)
+    systems = {"base": base, "r": r, "small_u": str(seed / "u"), "small_ru": str(seed / "ru")}
+    systems["r_larger"] = tuned("r_larger", base, first_steps, 0.02, {"adherence": 0.5, "quality": 0.5})
+    systems["ru_first"] = tuned(
+        "ru_first", r, first_steps * 3 // 4, 0.01, {first: 0.5, "adherence": 0.3, "variety": 0.2}
+    )
+    on_both = [*on_base, *votes("ru_votes", systems["ru_first"], 2, 2, 400_000)]
+    both = [reward(f"reward_2{'_seed1' * number}", on_both, many, number=number) for number in (0, 1)]
+
+    def weights(learned: float, adherence: float, variety: float) -> dict[str, float]:
+        beside = {"adherence": adherence} if adherence else {}
+        return {**dict.fromkeys(both, learned / 2), **beside, "variety": variety}
+
+    systems["u"] = tuned("u", base, steps, 0.015, weights(0.65, 0, 0.35))
+    systems["ru_anew"] = tuned("ru_anew", r, steps, 0.01, weights(0.45, 0.25, 0.3))
+    systems["ru2"] = tuned("ru2", systems["ru_first"], steps, 0.015, weights(0.45, 0.25, 0.3))
+    systems["ru3"] = tuned("ru3", systems["ru2"], last_steps, 0.015, weights(0.55, 0.15, 0.3), number=1)
+    systems["ru"] = str(out / "ru")
+    halfway = (systems["ru3"], "--weight", "0.5", "--out", systems["ru"])
+    runs.append(Run("larger_ru", halfway, out / "ru", "one_adapter"))
     compare = (
         *("evaluate", "--models", *(f"{name}={model}" for name, model in systems.items())),
-        *("--rewards", "adherence", "quality", first, PANEL, OTHER),
+        *("--rewards", "adherence", "quality", both[0], PANEL, OTHER),
         *("--prompts", str(seed / "heldout_prompts.txt"), "--duration_s", f"{sizes.duration_s:g}"),
         *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
     )

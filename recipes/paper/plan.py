@@ -32,8 +32,8 @@ class Sizes:
     heldout_clips: int = 2  # a prompt
     many_prompts: int = 2048  # of the larger budget, in two halves
     larger_batch: int = 256  # clips a step there
-    larger_steps: int = 110
-    larger_reward_steps: int = 800
+    larger_steps: tuple[int, int, int] = (80, 150, 20)  # of R and, three quarters, the first RU; of U and RU; RU's last
+    larger_reward_steps: tuple[int, int] = (800, 1000)  # on the first votes, on all
 
 
 TINY = Sizes(
@@ -54,8 +54,8 @@ TINY = Sizes(
     eval_every=2,
     many_prompts=8,
     larger_batch=4,
-    larger_steps=2,
-    larger_reward_steps=4,
+    larger_steps=(4, 2, 2),
+    larger_reward_steps=(4, 4),
 )
 
 

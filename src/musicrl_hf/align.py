@@ -62,6 +62,10 @@ class AlignJob:
     ru_adherence: float = _option(
         0.0, "share of adherence beside the preference reward in `ru`, combined by `normalise`; 0 leaves it out"
     )
+    variety: float = _option(
+        0.0,
+        "share of variety, a clip's distance to its prompt's others, beside the preference reward in `u` and `ru`, likewise",
+    )
     learning_rate: float = _option(2e-4, "of the PPO runs")
     lora_r: int = _option(0, "rank of the adapters that PPO trains; 0 trains the whole decoders")
     # The costs of a nat follow the rewards' spread: about .07 for adherence and quality as they are, .7 for their sum with
@@ -87,12 +91,15 @@ class AlignJob:
             )
         if self.normalise not in NORMALISE:
             raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
-        if not 0 <= self.ru_adherence < 1:
-            raise ValueError(f"`ru_adherence` must be a share, in [0, 1), got {self.ru_adherence!r}.")
-        if self.rounds not in (1, 2):
+        for name, other in (("ru_adherence", self.variety), ("variety", self.ru_adherence)):
+            if not 0 <= vars(self)[name] < 1 - other:
+                raise ValueError(f"`{name}` must be a share, below 1 with the other one, got {vars(self)[name]!r}.")
+        if self.variety and self.clips_per_prompt < 2:
             raise ValueError(
-                f"`rounds` must be 1 or 2, got {self.rounds!r}; a third one starts from the second's `ru2`."
+                "`clips_per_prompt` must be at least 2 for `variety`, got 1: it compares a prompt's clips."
             )
+        if self.rounds not in (1, 2):
+            raise ValueError(f"`rounds` must be 1 or 2, got {self.rounds!r}: a third starts from `ru2`.")
         if self.reward_backbone not in ("clap", "generator"):
             raise ValueError(f"`reward_backbone` must be 'clap' or 'generator', got {self.reward_backbone!r}.")
         if not 0 < self.duration_s <= MAX_DURATION_S:
@@ -118,9 +125,9 @@ def run_align(job: AlignJob) -> Path:
 
     Systems, named as in MusicRL: `base`; `r`, PPO on adherence and quality; `u`, PPO on the preference reward that was
     learned from the votes; `ru`, the same, starting from `r` and anchored to it, with adherence beside it where
-    `ru_adherence` says so (the paper has none: listeners who care little for what was asked for then undo what `r` gained).
-    With two rounds `ru2`: `ru` is voted on as well, the reward learned anew from all votes, and `ru` tuned on it in the same
-    way, anchored to itself.
+    `ru_adherence` says so (the paper has none: listeners who care little for what was asked for then undo what `r` gained), and
+    `variety` beside both. With two rounds `ru2`: `ru` is voted on as well, the reward learned anew from all votes, and `ru` tuned
+    on it in the same way, anchored to itself.
 
     Returns:
         The folder: votes/, preference/, r/, u/, ru/, evaluation/ (page, clips, JSON) and table.txt; of a second round also
@@ -140,7 +147,8 @@ def run_align(job: AlignJob) -> Path:
     prompts, heldout = _write_prompts(job, out)
     stages = _Stages(out, total=6 if job.rounds == 1 else 9)
     r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
-    beside = " and adherence" if job.ru_adherence else ""
+    varied = " and variety" * bool(job.variety)
+    beside = " and adherence" * bool(job.ru_adherence) + varied
     stages.run(
         "votes",
         "simulated listeners choose between two clips of the generator",
@@ -148,7 +156,9 @@ def run_align(job: AlignJob) -> Path:
     )
     stages.run("preference", "learn a reward from the votes", lambda: _learn(job, out / "votes", out / "preference"))
     stages.run("r", "PPO on adherence and quality", lambda: _tune(job, "r", job.model, prompts))
-    stages.run("u", "PPO on the learned preference reward", lambda: _tune(job, "u", job.model, prompts, preference))
+    stages.run(
+        "u", f"PPO on the learned preference reward{varied}", lambda: _tune(job, "u", job.model, prompts, preference)
+    )
     stages.run(
         "ru",
         f"PPO on the learned preference reward{beside}, from r and anchored to r",
@@ -244,9 +254,11 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
     from .training.ppo import PPOJob, run_ppo
 
     is_after_r = name not in ("r", "u")
-    rewards, adherence = [f"0.5*{job.adherence}", f"0.5*{job.quality}"], job.ru_adherence if is_after_r else 0.0
+    rewards = [f"0.5*{job.adherence}", f"0.5*{job.quality}"]
     if preference:
-        rewards = [f"{1 - adherence:g}*{preference}", f"{adherence:g}*{job.adherence}"] if adherence else [preference]
+        shares = {job.adherence: job.ru_adherence if is_after_r else 0.0, "variety": job.variety}
+        beside = [f"{share:g}*{spec}" for spec, share in shares.items() if share]
+        rewards = [f"{1 - sum(shares.values()):g}*{preference}", *beside] if beside else [preference]
     alone = len(rewards) == 1
     run_ppo(
         PPOJob(
@@ -259,6 +271,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
             duration_s=job.duration_s,
             max_steps=(job.ru_steps if is_after_r else None) or job.ppo_steps,
             per_device_train_batch_size=job.ppo_batch_size,
+            local_rollout_forward_batch_size=max(64 // job.clips_per_prompt, 1) * job.clips_per_prompt,
             num_generations=job.clips_per_prompt,
             learning_rate=job.learning_rate,
             lora_r=job.lora_r,

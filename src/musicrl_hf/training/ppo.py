@@ -4,7 +4,7 @@ The action is one decoder step: its K codes are drawn at once and share one rati
 sampled without guidance and without top-k at the temperature that it is scored at, so that the policy that is trained is
 the policy that was sampled. All clips of a run are equally long, so nothing but the delay pattern's corners is padded.
 
-Left out: an entropy bonus, a KL coefficient that adapts itself, and a reward inside the clip.
+Left out: a KL coefficient that adapts itself, and a reward inside the clip.
 """
 
 import os
@@ -93,7 +93,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         policy = PolicyWithValue(model, args.value_model)
         self.anchor = Anchor(model, ref_model)
         self.frames = policy.generator.frames_for(args.duration_s)
-        self._micro_batch, self._kl_weight = 0, 0.0
+        self._micro_batch, self._kl_weight, self._entropy_weight = 0, 0.0, 0.0
         self._clips: dict[str, Tensor] = {}
         self._orders: list[Tensor] = []
         self._metrics: dict[str, list[float]] = defaultdict(list)
@@ -241,7 +241,8 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
                 values = values / scale
         advantages, returns = losses.gae(rewards, values, args.gamma, args.lam)
         everyone = self.accelerator.gather(advantages)
-        self._kl_weight = args.kl_coef / float(scale * losses.deviation(everyone))
+        reward_unit = float(scale * losses.deviation(everyone))
+        self._kl_weight, self._entropy_weight = args.kl_coef / reward_unit, args.entropy_coef / reward_unit
         self._record({"advantage_mean": everyone.mean(), "advantage_std": everyone.std()})
         return {
             "old_logprobs": old["logprobs"],
@@ -274,7 +275,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             value_loss = losses.value_loss(now["values"], returns)
             self._record({"advantage_mean": advantages.mean(), "advantage_std": advantages.std()})
         else:
-            # 5b. The clipped surrogate, the exact KL of each visited state, and the clipped value loss.
+            # 5b. The clipped surrogate, the exact KL and the entropy of each visited state, and the clipped value loss.
             if "advantages" not in inputs:
                 inputs = inputs | self.weigh(inputs["scores"], {name: now[name].detach() for name in SEEN})
             returns = inputs["returns"]
@@ -282,6 +283,8 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
                 now["logprobs"], inputs["old_logprobs"], inputs["advantages"], args.cliprange
             )
             policy_loss = surrogate + self._kl_weight * now["kl"].mean()
+            if args.entropy_coef:
+                policy_loss = policy_loss - self._entropy_weight * now["entropy"].mean()
             value_loss = losses.value_loss(now["values"], returns, inputs["old_values"], args.cliprange_value)
             self._record({"ratio": ratio.mean(), "clip_fraction": clip_fraction})
         self._record(

@@ -37,6 +37,11 @@ class PPOSettings:
     kl_coef: float = option(
         0.01, 'objective "ppo": reward that a nat of KL to the anchor costs; the KL is exact and summed over the clip'
     )
+    entropy_coef: float = option(
+        0.0,
+        'objective "ppo": reward that a nat of entropy earns in each state that is visited, summed over the clip; keeps codes '
+        "from becoming the same few ones where KL is paid for what listeners like (not in the paper)",
+    )
     cliprange: float = option(0.2, 'objective "ppo": the ratio of a step is clipped to 1 -/+ this')
     cliprange_value: float = option(0.2, 'objective "ppo": the value may move this far from the sampled one')
     gamma: float = option(1.0, 'objective "ppo": discount a decoder step, in [0, 1]')
@@ -79,7 +84,7 @@ class PPOSettings:
         for name in ("kl_mix", "gamma", "lam"):
             if not 0 <= vars(self)[name] <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {vars(self)[name]!r}.")
-        for name in ("kl_coef", "vf_coef"):
+        for name in ("kl_coef", "entropy_coef", "vf_coef"):
             if not vars(self)[name] >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
         for name in ("temperature", "cliprange", "cliprange_value"):
@@ -94,6 +99,10 @@ class PPOSettings:
             raise ValueError(
                 f"`objective` = 'paper' has no importance ratio, so each clip may be used once, but `num_ppo_epochs` = "
                 f"{self.num_ppo_epochs} and `num_mini_batches` = {self.num_mini_batches}; set both to 1 or use 'ppo'."
+            )
+        if self.objective == "paper" and self.entropy_coef:
+            raise ValueError(
+                f"`entropy_coef` is of `objective` = 'ppo', got {self.entropy_coef!r} with 'paper'; set it to 0."
             )
         if self.objective == "paper" and (self.gamma != 1 or self.whiten_rewards):
             raise ValueError(
