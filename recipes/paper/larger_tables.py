@@ -9,11 +9,13 @@ NAMES = {
     "r": "R",
     "small_u": "U, 40 steps of 64 clips",
     "small_ru": "RU, 80 steps of 64 clips",
-    "ru_few": "RU likewise, on the many prompts",
-    "u": "U, 110 steps of 256 clips",
-    "ru": "RU, 110 steps of 256 clips",
-    "ru_seed1": "RU likewise, another seed",
-    "ru2": "RU, second round",
+    "r_larger": "R, 80 steps of 256 clips",
+    "u": "U, 150 steps",
+    "ru_first": "RU, first round, 60 steps",
+    "ru_anew": "RU from R, on both rounds' votes, 150 steps",
+    "ru2": "RU, second round, 150 steps",
+    "ru3": "the same, 20 steps more",
+    "ru": "the same, 20 steps more with an entropy bonus",
 }
 DIVERSITY = {"timbre_distance_db": "timbre", "harmony_distance": "harmony", "distinct_ngrams": "n-grams"}
 HEARD = {"instrument": "instrument", "backing": "accompaniment", "tempo_within_8%": "tempo", "key_neighbour": "key"}
@@ -73,14 +75,17 @@ def judged(found: dict[str, Any], table: Table) -> str:
 
 def sections(found: dict[str, Any], table: Table) -> list[str]:
     """What results/README.md says of the larger budget."""
-    accuracy = {name: row["accuracy"] for name, row in found["rewards"].items()}
-    first, second = (found["rewards"][name] for name in ("reward", "reward_2"))
+    rewards, right = found["rewards"], {name: f"{row['accuracy']:.1%}" for name, row in found["rewards"].items()}
+    first = rewards["reward"]
     parts = [
         "## On a larger budget",
         "2,048 prompts in place of 128 (`recipes/paper/many_prompts.py`, none of them among the held-out ones), four pairs of each and three "
-        "votes a pair; steps of 256 clips, eight of a prompt, in place of 64 and four; a nat of KL at .02 in place of .01. One seed of everything, "
-        f"and of PPO a second. The reward is right in {accuracy['reward']:.1%} of {first['n_votes']:,} votes on held-out prompts (the panel's own taste "
-        f"in {first['baselines']['panel_taste']['accuracy']:.1%}), that of the second round in {accuracy['reward_2']:.1%} of {second['n_votes']:,}. All "
+        "votes a pair; steps of 256 clips, eight of a prompt, in place of 64 and four; a nat of KL at .01 to .02, and beside every preference reward "
+        "`variety` at .2 to .35, the distance of a prompt's clips from each other (`recipes/paper/larger.py` has each run's). One seed of everything. The first "
+        f"reward is right in {right['reward']} of {first['n_votes']:,} votes on held-out prompts (the panel's own taste in "
+        f"{first['baselines']['panel_taste']['accuracy']:.1%}), one that hears rhythm too in {right['reward_rhythm']} of the same. The first RU learned from the "
+        f"former; its own clips were voted on, and from all votes two rewards with rhythm were learned, right in {right['reward_2']} of "
+        f"{rewards['reward_2']['n_votes']:,} votes and {right['reward_2_seed1']} of {rewards['reward_2_seed1']['n_votes']:,}: what follows has half of each. All "
         "are compared in one evaluation on the bundled held-out prompts; R and the small U and RU are the first seed's, in half precision.",
         *([found["note"]] if "note" in found else []),
         preferred(found, table),
