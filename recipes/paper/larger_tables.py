@@ -15,7 +15,7 @@ NAMES = {
     "ru_anew": "RU from R, on both rounds' votes, 150 steps",
     "ru2": "RU, second round, 150 steps",
     "ru3": "the same, 20 steps more",
-    "ru": "the same, 20 steps more with an entropy bonus",
+    "ru": "the same, 10 steps more with an entropy bonus",
 }
 DIVERSITY = {"timbre_distance_db": "timbre", "harmony_distance": "harmony", "distinct_ngrams": "n-grams"}
 HEARD = {"instrument": "instrument", "backing": "accompaniment", "tempo_within_8%": "tempo", "key_neighbour": "key"}

@@ -1,10 +1,9 @@
-"""One LoRA adapter in place of several that stand on each other, the last one at a weight of its own.
+"""One LoRA adapter in place of several that stand on each other.
 
-    python recipes/paper/one_adapter.py larger/ru3 --weight 0.5 --out larger/ru
+    python recipes/paper/one_adapter.py larger/ru_last --out larger/ru
 
 PPO from an adapter trains another on top of it, so that three rounds are three adapters. What they add to a layer is one
-product of the ranks in a row. At half its weight the last one is half of its way: of reward, and of what reward costs (weights between
-two generators, as in WARP, Rame et al. 2024).
+product of the ranks in a row.
 """
 
 import argparse
@@ -26,8 +25,8 @@ def stack_of(folder: Path) -> list[Path]:
     return [*(stack_of(base) if (base / CONFIG).is_file() else []), folder]
 
 
-def joined(parts: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
-    """A's below each other, B's, weighted, beside each other: their product is the weighted sum of the products.
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A's below each other, B's beside each other: their product is the sum of the products.
 
     Raises:
         ValueError: something else than LoRA matrices, or other layers in one than in another.
@@ -36,16 +35,13 @@ def joined(parts: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Te
         raise ValueError("the adapters are of different layers: they cannot be joined.")
     found = {}
     for name in parts[0]:
-        if name.endswith("lora_A.weight"):
-            found[name] = torch.cat([part[name] for part in parts])
-        elif name.endswith("lora_B.weight"):
-            found[name] = torch.cat([part[name] * weight for part, weight in zip(parts, weights, strict=True)], 1)
-        else:
+        if not name.endswith(("lora_A.weight", "lora_B.weight")):
             raise ValueError(f"{name!r} is no LoRA matrix: only adapters of nothing else can be joined.")
+        found[name] = torch.cat([part[name] for part in parts], 0 if name.endswith("lora_A.weight") else 1)
     return found
 
 
-def join(folder: Path, weight: float, out: Path) -> None:
+def join(folder: Path, out: Path) -> None:
     """Write the adapter; ValueError where those in the stack are scaled differently."""
     stack = stack_of(folder)
     configs = [json.loads((part / CONFIG).read_text()) for part in stack]
@@ -58,7 +54,7 @@ def join(folder: Path, weight: float, out: Path) -> None:
         "lora_alpha": round(rank * scales.pop()),
         "base_model_name_or_path": configs[0]["base_model_name_or_path"],
     }
-    weights = joined([load_file(part / WEIGHTS) for part in stack], [1.0] * (len(stack) - 1) + [weight])
+    weights = joined([load_file(part / WEIGHTS) for part in stack])
     with atomic_path(out) as temporary:
         temporary.mkdir()
         (temporary / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
@@ -68,10 +64,9 @@ def join(folder: Path, weight: float, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapter", type=Path, help="folder of the last one")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the last one")
     parser.add_argument("--out", type=Path, required=True, help="folder for the one adapter")
     args = parser.parse_args()
-    join(args.adapter, args.weight, args.out)
+    join(args.adapter, args.out)
     print(f"{args.out}: {len(stack_of(args.adapter))} adapters in one")
 
 

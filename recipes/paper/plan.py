@@ -32,7 +32,12 @@ class Sizes:
     heldout_clips: int = 2  # a prompt
     many_prompts: int = 2048  # of the larger budget, in two halves
     larger_batch: int = 256  # clips a step there
-    larger_steps: tuple[int, int, int] = (80, 150, 20)  # of R and, three quarters, the first RU; of U and RU; RU's last
+    larger_steps: tuple[int, ...] = (
+        80,
+        150,
+        20,
+        10,
+    )  # R and, three quarters, the first RU; U and RU; RU's last without and with
     larger_reward_steps: tuple[int, int] = (800, 1000)  # on the first votes, on all
 
 
@@ -54,7 +59,7 @@ TINY = Sizes(
     eval_every=2,
     many_prompts=8,
     larger_batch=4,
-    larger_steps=(4, 2, 2),
+    larger_steps=(4, 2, 2, 2),
     larger_reward_steps=(4, 4),
 )
 
