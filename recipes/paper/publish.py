@@ -3,8 +3,8 @@
     python recipes/paper/publish.py --work build/paper
     python model_cards/build.py
 
-The first seed whatever it came to: of several seeds the best one's figures would flatter. RU is that of the larger budget: its U
-and its second round keep less than 80 % of the base's diversity, and stay where they are.
+The first seed whatever it came to: of several seeds the best one's figures would flatter. RU is that of the larger budget, of two
+rounds, whose three adapters `one_adapter.py` made one; its U stays where it is, as it keeps less than 80 % of the base's n-grams.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Training of the preference reward: Bradley-Terry on TRL's own `RewardTrainer` (section 3.3 of the paper).
 
-TRL's trainer knows token sequences. A generator backbone shows it one by being seen flat (`flat.py`): the prompt's ids,
-then the clip's. A CLAP backbone is frozen, so its vectors are computed once, and a sequence is the one number of a row of
-that table. Loss, optimisation, checkpoints and resuming are TRL's and transformers' in both cases.
+TRL's trainer knows token sequences. A generator backbone shows it one by being seen flat (`flat.py`): the prompt's ids, then the
+clip's. A CLAP backbone is frozen, so its vectors are computed once, and a sequence is the number of a row of that table. Loss,
+optimisation, checkpoints and resuming are TRL's and transformers' in both cases.
 """
 
 import copy
@@ -297,8 +297,7 @@ def run_reward(job: RewardJob) -> Path:
         `output_dir`: the model folder (for "preference:DIR"), result.json, metrics.jsonl and checkpoints.
 
     Raises:
-        ValueError: preferences without decided pairs, a side of the split that stays empty, or an `output_dir` that holds
-            something else than a preference reward.
+        ValueError: no decided pairs, a side of the split that stays empty, or an `output_dir` that holds something else.
         FileNotFoundError: no such preferences or model, or no checkpoint to resume from.
         OSError: the disk is full.
         SystemExit: on SIGTERM, after a checkpoint.
