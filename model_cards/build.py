@@ -19,6 +19,7 @@ from musicrl_hf.records import Record, write_record
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
 PAPER = HERE.parent / "results" / "paper.json"
+FRESH = PAPER.parent / "fresh_prompts.json"
 STAGES = {  # what was measured for each model, in this order
     "musicrl-tiny": ["codec", "text_encoder", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
@@ -156,6 +157,7 @@ def larger_record(name: str) -> Record:
     system = next(row for row in found["systems"] if row["method"] == key)
     base = next(row for row in found["systems"] if row["method"] == "base")
     others = {"base": "musicrl-tiny", "r": "musicrl-tiny-r", "small_u": "musicrl-tiny-u"}
+    fresh_names = others | {"u": "musicrl-tiny-u"}
     diversity = ("timbre_distance_db", "harmony_distance", "distinct_ngrams")
     heard = found["judged"]["seeds"]["0"]
     return Record(
@@ -175,6 +177,11 @@ def larger_record(name: str) -> Record:
                 f"mean rating of {row['model']}, 1 to 5": round(row["mean"], 2)
                 for row in found["mos"]
                 if row["model"] in ("base", key)
+            },
+            "simulated listeners, prompts that nothing was sought on": {
+                f"win rate against {fresh_names[row['against']]}": f"{_percent(row['win_rate'])} [{_percent(row['low'])}, {_percent(row['high'])}]"
+                for row in json.loads(FRESH.read_text(encoding="utf-8"))["win_rates"]
+                if row["model"] == key and row["against"] in fresh_names
             },
             "this seed": {name: system[name] for name in ("adherence", "quality", "panel_taste", "other_taste", "kl")},
             "musicrl-tiny": {name: base[name] for name in ("adherence", "quality", "panel_taste", "other_taste")},
