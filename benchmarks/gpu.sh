@@ -43,8 +43,8 @@ part sampling 180 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64
 part cuda_graph 60 "$PYTHON" benchmarks/cuda_graph.py --device cuda --batch 1 16 64 --repeats 3
 part sampling_small 120 "$PYTHON" benchmarks/sampling.py --device cuda --size small --dtype bfloat16 --steps 48 --repeats 3
 part training 240 "$PYTHON" benchmarks/training.py --device cuda --batch 4 32 --duration_s 3 --steps 8 --repeats 3
-part training_small 180 "$PYTHON" benchmarks/training.py --device cuda --size small --bf16 --batch 8 --duration_s 10 --steps 3 --repeats 2
-part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 3
+part training_small 180 "$PYTHON" benchmarks/training.py --device cuda --size small --bf16 --batch 8 --duration_s 10 --steps 3 --repeats 2 --against lm
+part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 2
 
 head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"
 rm -rf "$OUT/votes"

@@ -102,8 +102,8 @@ TUNED_LIMITS = [
 VARIED_LIMITS = [
     "Variety was paid for by its distance in harmony, which is therefore no independent measure of it; the distance in timbre and the "
     "distinct n-grams are.",
-    "The preference rewards hear how a clip's onsets repeat by an autocorrelation, and so do the simulated listeners: people who hear a "
-    "beat otherwise may gain less.",
+    "From the second round on the preference rewards hear how a clip's onsets repeat, by an autocorrelation, and so do the simulated "
+    "listeners: people who hear a beat otherwise may gain less.",
 ]
 
 
@@ -189,7 +189,7 @@ def larger_record(name: str) -> Record:
             "independent judges": _heard(heard[key]),
             "independent judges, musicrl-tiny": _heard(heard["base"]),
         },
-        limits=[*SIMULATED_LIMITS, *VARIED_LIMITS],
+        limits=[*SIMULATED_LIMITS, *VARIED_LIMITS, found["note"]],
         clips=_results("judge")["clips"],
         command="python recipes/paper/run.py --work build/paper --parts align larger",
         date=found["date"],

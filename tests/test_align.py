@@ -166,6 +166,7 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
         ("normalise", "mean"),
         ("ru_adherence", 1.0),
         ("variety", -0.1),
+        ("variety", 1.0),
     ],
 )
 def test_settings_out_of_range_are_named(field, value):
@@ -174,7 +175,9 @@ def test_settings_out_of_range_are_named(field, value):
 
 
 def test_variety_needs_clips_to_compare_and_room_beside_adherence():
-    with pytest.raises(ValueError, match="`clips_per_prompt` must be at least 2 for `variety`, got 1"):
+    with pytest.raises(
+        ValueError, match="`clips_per_prompt` is 1, and `variety` compares a prompt's clips: give at least 2"
+    ):
         AlignJob(output_dir="out", variety=0.2)
-    with pytest.raises(ValueError, match="`ru_adherence` must be a share, below 1 with the other one, got 0.6"):
+    with pytest.raises(ValueError, match="`ru_adherence` and `variety` add up to 1 and leave no preference: lower one"):
         AlignJob(output_dir="out", variety=0.4, ru_adherence=0.6, clips_per_prompt=2, ppo_batch_size=4)

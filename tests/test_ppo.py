@@ -870,8 +870,16 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
         ({"num_generations": 3}, "num_generations"),
         ({"reward": ["quality", "0.2*variety"], "num_generations": 1}, "num_generations"),
         (
-            {"reward": ["quality", "0.2*variety"], "local_rollout_forward_batch_size": 5},
+            {"reward": ["0.2*variety"], "num_generations": 2, "local_rollout_forward_batch_size": 5},
             "local_rollout_forward_batch_size",
+        ),
+        ({"watch": ["variety"], "eval_steps": 1, "eval_prompts": "p.txt"}, "watch"),
+        (
+            {
+                **{"reward": ["quality", "variety"], "num_generations": 2, "guard": "reward/variety"},
+                **{"eval_steps": 1, "save_steps": 1, "eval_prompts": "p.txt"},
+            },
+            "guard",
         ),
         ({"objective": "ppo", "num_ppo_epochs": 2, "save_steps": 3}, "save_steps"),
     ],
@@ -879,6 +887,11 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
 def test_jobs_that_make_no_sense_are_refused(options, named):
     with pytest.raises(ValueError, match=f"`{named}`"):
         PPOJob(prompts="prompts.txt", output_dir="out", **options)
+
+
+def test_variety_takes_groups_that_are_scored_at_once():
+    for options in ({"num_generations": 6, "per_device_train_batch_size": 12}, {"num_generations": 4}):
+        PPOJob(prompts="prompts.txt", output_dir="out", reward=["quality", "0.2*variety"], **options)
 
 
 def test_weights_that_are_shared_out_are_refused(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def stack(tmp_path):
 
 
 def test_adapters_on_each_other_become_one(recipe, stack, tmp_path):
-    recipe("one_adapter").join(stack, tmp_path / "one")
+    assert recipe("one_adapter").join(stack, str(tmp_path / "base"), tmp_path / "one") == 3
     config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (9, 18)
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
@@ -92,6 +92,18 @@ def test_adapters_on_each_other_become_one(recipe, stack, tmp_path):
         torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
 
 
+def test_what_the_adapters_stand_on_may_be_an_adapter(recipe, stack, tmp_path):
+    below = tmp_path / "adapter_0"
+    assert recipe("one_adapter").join(stack, str(below), tmp_path / "one") == 2
+    config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (7, str(below))
+    one, whole = (load_generator(str(folder)).state_dict() for folder in (tmp_path / "one", stack))
+    for name, value in one.items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="`base` = 'musicrl-tiny-r'.*stands on .*base"):
+        recipe("one_adapter").join(stack, "musicrl-tiny-r", tmp_path / "another")
+
+
 def test_adapters_that_do_not_go_together_are_refused(recipe, stack, tmp_path):
     one_adapter = recipe("one_adapter")
     with pytest.raises(ValueError, match="no LoRA matrix"):
@@ -101,7 +113,7 @@ def test_adapters_that_do_not_go_together_are_refused(recipe, stack, tmp_path):
     config = json.loads((stack / "adapter_config.json").read_text())
     (stack / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
     with pytest.raises(ValueError, match="scaled by"):
-        one_adapter.join(stack, tmp_path / "one")
+        one_adapter.join(stack, str(tmp_path / "base"), tmp_path / "one")
     assert not (tmp_path / "one").exists()
 
 

@@ -70,7 +70,13 @@ def test_a_preference_model_hears_a_beat_only_with_rhythm():
     assert shortest[..., :14].any()
 
 
-def test_too_few_frames_or_mels_are_refused():
-    for shape in ((1, 2, 64), (1, 100, 3), (100, 64)):
+def test_too_short_a_clip_has_no_rhythm_and_is_scored_all_the_same():
+    assert torch.equal(rhythm(torch.randn(2, 2, 64), 100.0), torch.zeros(2, SIZE))
+    model = PreferenceModel.from_clap(*tiny_clap(), pooling="rhythm")
+    assert torch.isfinite(model(["pop"], 0.1 * torch.randn(1, 1, 100), RATE)).all()
+
+
+def test_too_few_mels_are_refused():
+    for shape in ((1, 100, 3), (100, 64)):
         with pytest.raises(ValueError, match=r"`mel` must be \[N, frames, mels\]"):
             rhythm(torch.zeros(shape), 100.0)

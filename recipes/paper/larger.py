@@ -51,7 +51,7 @@ def larger(work: Path, sizes: Sizes) -> list[Run]:
         kl_coef: float,
         rewards: dict[str, float],
         entropy_coef: float = 0,
-        number: int = 0,
+        on_cpu: bool = False,
     ) -> str:
         """PPO from a generator, anchored to it."""
         batch = sizes.larger_batch
@@ -60,8 +60,9 @@ def larger(work: Path, sizes: Sizes) -> list[Run]:
             *("--duration_s", f"{sizes.duration_s:g}", "--max_steps", str(steps)),
             *("--per_device_train_batch_size", str(batch), "--local_rollout_forward_batch_size", str(batch)),
             *("--num_generations", str(2 * sizes.clips_per_prompt), "--learning_rate", "5e-4"),
-            *("--lora_r", "16", "--lora_alpha", "32", "--kl_coef", f"{kl_coef:g}", "--seed", str(number)),
-            *("--entropy_coef", f"{entropy_coef:g}", "--logging_steps", "5", "--normalise", "normalise_then_sum"),
+            *("--lora_r", "16", "--lora_alpha", "32", "--kl_coef", f"{kl_coef:g}", "--seed", str(int(on_cpu))),
+            *("--bf16", "true" if on_cpu else "false", "--entropy_coef", f"{entropy_coef:g}"),
+            *("--logging_steps", "5", "--normalise", "normalise_then_sum"),
             *("--reward", *(f"{weight:g}*{spec}" for spec, weight in rewards.items()), "--output_dir", str(out / name)),
         )
         runs.append(Run(f"larger_{name}", command, out / name / "result.json"))
@@ -88,10 +89,10 @@ def larger(work: Path, sizes: Sizes) -> list[Run]:
     systems["u"] = tuned("u", base, steps, 0.015, weights(0.65, 0, 0.35))
     systems["ru_anew"] = tuned("ru_anew", r, steps, 0.01, weights(0.45, 0.25, 0.3))
     systems["ru2"] = tuned("ru2", systems["ru_first"], steps, 0.015, weights(0.45, 0.25, 0.3))
-    systems["ru3"] = tuned("ru3", systems["ru2"], more_steps, 0.015, weights(0.55, 0.15, 0.3), number=1)
-    last = tuned("ru_last", systems["ru2"], last_steps, 0.015, weights(0.55, 0.15, 0.3), 0.002, number=1)
+    systems["ru3"] = tuned("ru3", systems["ru2"], more_steps, 0.015, weights(0.55, 0.15, 0.3), on_cpu=True)
+    last = tuned("ru_last", systems["ru2"], last_steps, 0.015, weights(0.55, 0.15, 0.3), 0.002, on_cpu=True)
     systems["ru"] = str(out / "ru")  # what ships: its three adapters on each other as one
-    runs.append(Run("larger_ru", (last, "--out", systems["ru"]), out / "ru", "one_adapter"))
+    runs.append(Run("larger_ru", (last, "--base", r, "--out", systems["ru"]), out / "ru", "one_adapter"))
     compare = (
         *("evaluate", "--models", *(f"{name}={model}" for name, model in systems.items())),
         *("--rewards", "adherence", "quality", both[0], PANEL, OTHER),

@@ -1,9 +1,9 @@
 """One LoRA adapter in place of several that stand on each other.
 
-    python recipes/paper/one_adapter.py larger/ru_last --out larger/ru
+    python recipes/paper/one_adapter.py larger/ru_last --base seed_0/r --out larger/ru
 
 PPO from an adapter trains another on top of it, so that three rounds are three adapters. What they add to a layer is one
-product of the ranks in a row.
+product of the ranks in a row. `--base` is what the lowest of them stands on, which may be an adapter itself.
 """
 
 import argparse
@@ -19,10 +19,20 @@ from musicrl_hf.audio import atomic_path
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def stack_of(folder: Path) -> list[Path]:
-    """The adapter and those that it stands on, the lowest first."""
-    base = Path(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
-    return [*(stack_of(base) if (base / CONFIG).is_file() else []), folder]
+def stack_of(folder: Path, base: str) -> list[Path]:
+    """The adapter and those between it and `base`, the lowest first.
+
+    Raises:
+        ValueError: they do not stand on `base`.
+    """
+    below = json.loads((folder / CONFIG).read_text())["base_model_name_or_path"]
+    if below == base or (Path(base).exists() and Path(below).resolve() == Path(base).resolve()):
+        return [folder]
+    if not (Path(below) / CONFIG).is_file():
+        raise ValueError(
+            f"`base` = {base!r}: {folder} stands on {below!r}, and that is no adapter; give what they stand on."
+        )
+    return [*stack_of(Path(below), base), folder]
 
 
 def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -41,13 +51,16 @@ def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def join(folder: Path, out: Path) -> None:
-    """Write the adapter; ValueError where those in the stack are scaled differently."""
-    stack = stack_of(folder)
+def join(folder: Path, base: str, out: Path) -> int:
+    """Write the adapter, and say how many it is made of; ValueError where those in the stack are scaled differently."""
+    stack = stack_of(folder, base)
     configs = [json.loads((part / CONFIG).read_text()) for part in stack]
     scales = {config["lora_alpha"] / config["r"] for config in configs}
-    if len(scales) > 1:
-        raise ValueError(f"the adapters under {folder} are scaled by {sorted(scales)}: they cannot be joined.")
+    others = [
+        name for name in ("use_rslora", "rank_pattern", "alpha_pattern") for config in configs if config.get(name)
+    ]
+    if len(scales) > 1 or others:
+        raise ValueError(f"the adapters under {folder} are scaled by {sorted(scales)} {others}: they cannot be joined.")
     rank = sum(config["r"] for config in configs)
     config = configs[-1] | {
         "r": rank,
@@ -59,15 +72,16 @@ def join(folder: Path, out: Path) -> None:
         temporary.mkdir()
         (temporary / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+    return len(stack)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapter", type=Path, help="folder of the last one")
+    parser.add_argument("--base", required=True, help="what the lowest one stands on: a name or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the one adapter")
     args = parser.parse_args()
-    join(args.adapter, args.out)
-    print(f"{args.out}: {len(stack_of(args.adapter))} adapters in one")
+    print(f"{args.out}: {join(args.adapter, args.base, args.out)} adapters in one")
 
 
 if __name__ == "__main__":

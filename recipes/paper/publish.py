@@ -33,8 +33,12 @@ def publish(source: Path, target: Path, base: str) -> int:
 
     Raises:
         FileNotFoundError: `source` holds no adapter.
+        ValueError: it is an adapter on something else than `base`.
     """
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    below = Path(config["base_model_name_or_path"]).name
+    if below not in (base, base.removeprefix("musicrl-tiny-")):
+        raise ValueError(f"{source} stands on {below!r}, and would be published as an adapter on {base!r}.")
     config["base_model_name_or_path"] = base
     target.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.half() for name, tensor in load_file(source / WEIGHTS).items()}

@@ -91,13 +91,13 @@ class AlignJob:
             )
         if self.normalise not in NORMALISE:
             raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
-        for name, other in (("ru_adherence", self.variety), ("variety", self.ru_adherence)):
-            if not 0 <= vars(self)[name] < 1 - other:
-                raise ValueError(f"`{name}` must be a share, below 1 with the other one, got {vars(self)[name]!r}.")
+        for name in ("ru_adherence", "variety"):
+            if not 0 <= vars(self)[name] < 1:
+                raise ValueError(f"`{name}` must be a share, in [0, 1), got {vars(self)[name]!r}.")
+        if (both := self.ru_adherence + self.variety) >= 1:
+            raise ValueError(f"`ru_adherence` and `variety` add up to {both:g} and leave no preference: lower one.")
         if self.variety and self.clips_per_prompt < 2:
-            raise ValueError(
-                "`clips_per_prompt` must be at least 2 for `variety`, got 1: it compares a prompt's clips."
-            )
+            raise ValueError("`clips_per_prompt` is 1, and `variety` compares a prompt's clips: give at least 2.")
         if self.rounds not in (1, 2):
             raise ValueError(f"`rounds` must be 1 or 2, got {self.rounds!r}: a third starts from `ru2`.")
         if self.reward_backbone not in ("clap", "generator"):

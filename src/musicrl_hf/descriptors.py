@@ -98,6 +98,19 @@ def chroma(spec: Spectrum) -> Tensor:
     return out.scatter_add_(1, nearest.long() % 12, energy)
 
 
+def harmony_distances(spec: Spectrum) -> Tensor:
+    """One minus the cosine of two clips' pitch classes, [B, B] in [0, 1]; 0 where either clip has no pitch that can be heard.
+
+    Else silence would be further from every clip, and from other silence, than any music is.
+    """
+    pitch = spec.chroma.sum(dim=2)
+    size = 2 * (len(spec.frequencies) - 1)
+    loudest = spec.power.amax(dim=(1, 2)) / size  # a sine of full scale has about 1/16
+    heard = (pitch.sum(dim=1) > 1e-9) & (loudest > 10 ** (SILENCE_DBFS / 10) / 16)
+    unit = torch.nn.functional.normalize(pitch, dim=1)
+    return (1 - unit @ unit.T).clamp(min=0) * (heard[:, None] & heard[None])
+
+
 def diatonic_share(spec: Spectrum) -> Tensor:
     """Share of the pitch energy that lies in the clip's best diatonic scale, [B] in [0, 1].
 

@@ -17,7 +17,8 @@ _BLOCK_S, _STEP = 0.4, 0.25  # BS.1770: blocks of 0.4 s, each a quarter of its l
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0  # LUFS; LU below the mean of what passed the first
 _CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 1.41, 1.41)
 _OFFSET = -0.691  # makes a 1 kHz sine of 0 dBFS in one channel -3.01 LUFS
-_AT_ONCE_ON_A_CPU = 4
+_CLIPS_ON_A_CPU = 4  # at once: what is worked on stays in the cache, and takes less than half of the time
+_SAMPLES_ELSEWHERE = 2**23  # at once: about half a gigabyte in float64
 _SETTLED_S = 1.0  # behind it the weighting filter's response is below 1e-50
 
 
@@ -43,10 +44,11 @@ def match_loudness_of_batch(audio: Tensor, sampling_rate: int, target_lufs: floa
     check_audio(audio)
     if audio.dim() != 3 or audio.shape[1] > len(_CHANNEL_WEIGHTS):
         raise ValueError(
-            f"`audio` must be [B, C, T] with at most {len(_CHANNEL_WEIGHTS)} channels, got shape {tuple(audio.shape)}."
+            f"`audio` must be [B, C, T] with at most {len(_CHANNEL_WEIGHTS)} channels, got shape {tuple(audio.shape)}; mix it down "
+            "first, as with audio.mean(1, keepdim=True)."
         )
-    # On a CPU a few at a time: what is worked on stays in the cache, and takes less than half of the time.
-    parts = audio.split(_AT_ONCE_ON_A_CPU if audio.device.type == "cpu" else len(audio))
+    at_once = _CLIPS_ON_A_CPU if audio.device.type == "cpu" else max(1, _SAMPLES_ELSEWHERE // audio[0].numel())
+    parts = audio.split(at_once)
     loudness = torch.cat([integrated_loudness(part, sampling_rate) for part in parts])
     gain = torch.where(loudness.isfinite(), 10 ** ((target_lufs - loudness) / 20), torch.ones_like(loudness))
     scaled = audio * gain.to(audio.dtype)[:, None, None]
@@ -66,11 +68,10 @@ def integrated_loudness(audio: Tensor, sampling_rate: int) -> Tensor:
     spectrum = torch.fft.rfft(precise, size)
     response = _weighting(sampling_rate, size).to(spectrum)
     weighted = torch.fft.irfft(spectrum * response, size)[..., :samples]
-    energy = torch.nn.functional.pad(weighted.square().cumsum(-1), (1, 0))
+    squares = weighted.square()
     count = round((samples / sampling_rate - block) / (block * _STEP)) + 1
-    first = [int(block * i * _STEP * sampling_rate) for i in range(count)]
-    behind = [min(int(block * (i * _STEP + 1) * sampling_rate), samples) for i in range(count)]
-    means = (energy[..., behind] - energy[..., first]) / (block * sampling_rate)  # [B, C, blocks]
+    blocks = [slice(*(int(block * (i * _STEP + part) * sampling_rate) for part in (0, 1))) for i in range(count)]
+    means = torch.stack([squares[..., part].sum(-1) for part in blocks], -1) / (block * sampling_rate)  # [B, C, blocks]
     weights = means.new_tensor(_CHANNEL_WEIGHTS[: audio.shape[1]])[:, None]
     power = (means * weights).sum(1)  # [B, blocks]
     level = _OFFSET + 10 * torch.log10(power)

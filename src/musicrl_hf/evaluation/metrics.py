@@ -69,12 +69,10 @@ def diversity(audio: Tensor, sampling_rate: int) -> dict[str, float]:
     energy = descriptors.band_energy(spec).mean(dim=2)
     # Relative to the loudest band, so that a mere change of volume is no difference.
     level = 10 * torch.log10(energy / energy.amax(dim=1, keepdim=True).clamp(min=1e-12) + 10 ** (_LEVEL_FLOOR_DB / 10))
-    pitch = spec.chroma.sum(dim=2)
-    unit = pitch / pitch.norm(dim=1, keepdim=True).clamp(min=1e-12)
     first, second = torch.triu_indices(len(audio), len(audio), offset=1)
     return {
         "timbre_distance_db": float((level[first] - level[second]).abs().mean()),
-        "harmony_distance": float((1 - (unit[first] * unit[second]).sum(dim=1)).clamp(min=0).mean()),
+        "harmony_distance": float(descriptors.harmony_distances(spec)[first, second].mean()),
     }
 
 

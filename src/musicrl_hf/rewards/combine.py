@@ -152,7 +152,7 @@ def find_reward(spec: str) -> Callable[[], Reward]:
 
     Args:
         spec: "adherence" or "quality" for the bundled ones; "adherence:NAME", "quality:NAME", "preference:NAME" with a
-            bundled name, a folder or a Hub id; "variety" for `musicrl_hf.rewards.variety`; "module:function" for a function
+            bundled name, a folder or a Hub id; "variety" for `variety.variety`, which training asks; "module:function" for a function
             of yours that takes `(prompts, audio, sampling_rate)`, imported as Python would from the current directory.
 
     Raises:
@@ -258,6 +258,16 @@ def split_specs(specs: Sequence[str] | str) -> dict[str, float]:
     return weights
 
 
+def check_single_clips(specs: Sequence[str], name: str) -> None:
+    """ValueError where one of the specs, or of the terms of a sum, is "variety", and clips are not scored beside their prompt's others."""
+    terms = [term.rpartition("*")[2].strip() for spec in specs for term in re.split(r"\s\+\s", spec)]
+    if "variety" in terms:
+        raise ValueError(
+            f"`{name}` names variety, which compares the clips of a prompt in training and says nothing of a clip alone: leave it "
+            "out. `musicrl evaluate` measures how far a prompt's clips are apart by itself."
+        )
+
+
 def label_specs(specs: Sequence[str], name: str = "rewards") -> dict[str, str]:
     """Label -> spec: what tables, rows and cards call a reward. Of a path it shows the last part alone, or as many of its last
     parts as tell the specs apart.
@@ -267,12 +277,13 @@ def label_specs(specs: Sequence[str], name: str = "rewards") -> dict[str, str]:
         name: of the argument, for messages.
 
     Raises:
-        ValueError: the same spec twice.
+        ValueError: the same spec twice, or "variety", see `check_single_clips`.
 
     Example:
         >>> label_specs(["adherence", "preference:runs/a/reward", "preference:runs/b/reward"])
         {'adherence': 'adherence', 'preference:a/reward': 'preference:runs/a/reward', 'preference:b/reward': 'preference:runs/b/reward'}
     """
+    check_single_clips(specs, name)
     for parts in range(1, max((spec.count("/") for spec in specs), default=0) + 2):
         labelled = {_shortened(spec, parts): spec for spec in specs}
         if len(labelled) == len(specs):

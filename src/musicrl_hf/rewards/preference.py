@@ -243,9 +243,10 @@ class PreferenceModel(PushesWithCard, PreTrainedModel):
         channels = self.config.generator.audio_channels
         if audio.shape[1] != channels:
             audio = audio.mean(1, keepdim=True).repeat(1, channels, 1)
+        audio = audio.to(self.device)
         if self.config.loudness_lufs is not None:
             audio = match_loudness_of_batch(audio, sampling_rate, self.config.loudness_lufs)
-        audio = resample(audio.to(self.device).float(), sampling_rate, self.generator.sampling_rate)
+        audio = resample(audio.float(), sampling_rate, self.generator.sampling_rate)
         return self.generator.encode_audio(audio)
 
     @torch.no_grad()

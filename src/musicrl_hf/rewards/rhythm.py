@@ -17,14 +17,14 @@ def rhythm(mel: Tensor, frames_per_s: float) -> Tensor:
     """Rhythm of clips, [N, SIZE]: of each band the autocorrelation of its onsets, its maximum, and their mean and spread.
 
     Args:
-        mel: log-mel spectrograms [N, frames, mels] in dB, of at least three frames.
+        mel: log-mel spectrograms [N, frames, mels] in dB.
         frames_per_s: of these.
 
     Returns:
-        float32. Autocorrelations are 1 at lag 0 and 0 at lags that the clip does not hold twice.
+        float32; all 0 for fewer than three frames. Autocorrelations are 1 at lag 0 and 0 at lags that the clip does not hold twice.
 
     Raises:
-        ValueError: fewer frames than three, or fewer mels than bands.
+        ValueError: not three dimensions, or fewer mels than bands.
 
     Example:
         >>> click = (torch.arange(300) % 50 == 0).float() * 40
@@ -32,10 +32,10 @@ def rhythm(mel: Tensor, frames_per_s: float) -> Tensor:
         >>> found[0, :65].topk(2).indices.sort().values  # steps of .02 s from .2 s: .5 s and 1 s
         tensor([15, 40])
     """
-    if mel.dim() != 3 or mel.shape[1] < 3 or mel.shape[2] < BANDS:
-        raise ValueError(
-            f"`mel` must be [N, frames, mels] with at least 3 frames and {BANDS} mels, got shape {tuple(mel.shape)}."
-        )
+    if mel.dim() != 3 or mel.shape[2] < BANDS:
+        raise ValueError(f"`mel` must be [N, frames, mels] with at least {BANDS} mels, got shape {tuple(mel.shape)}.")
+    if mel.shape[1] < 3:  # too short for a spread
+        return mel.new_zeros(len(mel), SIZE, dtype=torch.float32)
     level = torch.maximum(mel.float(), mel.float().amax((1, 2), keepdim=True) - _HEARD_DB)
     rise = level.diff(dim=1).clamp(min=0)
     onsets = torch.cat([rise.mean(2, keepdim=True), nn.functional.adaptive_avg_pool1d(rise, BANDS)], 2).mT

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..audio import read_audio
 from ..devices import find_device
-from .combine import find_rewards, move_reward
+from .combine import check_single_clips, find_rewards, move_reward
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def score_clips(
         )
     if not all(text.strip() for text in prompts):
         raise ValueError("`prompt` is empty; give the text that the clips were asked to be.")
+    check_single_clips([specs] if isinstance(specs, str) else specs, "reward")
     load = find_rewards(specs)
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:

@@ -21,11 +21,11 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
 
     Args:
         prompts: B texts; clips of one text are compared with each other.
-        audio: [B, C, T] in [-1, 1], at least 0.13 s.
+        audio: [B, C, T] in [-1, 1], at least 0.18 s.
         sampling_rate: Hz.
 
     Returns:
-        distances [B] float32 in [0, 1]; 0 for a clip that is alone with its prompt.
+        distances [B] float32 in [0, 1]; 0 for a clip that is alone with its prompt, or silent.
 
     Raises:
         ValueError: see :func:`check_reward_inputs`; a clip that is too short for its pitches to be told.
@@ -36,10 +36,8 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
         [0.5, 0.5, 1.0]
     """
     check_reward_inputs(prompts, audio, sampling_rate)
-    pitch = descriptors.spectrum(audio, sampling_rate).chroma.sum(dim=2)
-    unit = torch.nn.functional.normalize(pitch, dim=1)
+    distances = descriptors.harmony_distances(descriptors.spectrum(audio, sampling_rate))
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
     group = torch.tensor([numbers[prompt] for prompt in prompts], device=audio.device)
     others = (group[:, None] == group[None]).fill_diagonal_(False)
-    distance = (1 - unit @ unit.T).clamp(min=0) * others
-    return distance.sum(1) / others.sum(1).clamp(min=1)
+    return (distances * others).sum(1) / others.sum(1).clamp(min=1)

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
 from ..devices import find_device
-from ..rewards.combine import split_specs
+from ..rewards.combine import check_single_clips, split_specs
 from .job import NORMALISE_HELP, TrainingJob, option
 
 OBJECTIVES = ("paper", "ppo")
@@ -220,6 +220,7 @@ class PPOJob(PPOSettings, TrainingJob):
                 f"`watch` = {self.watch} is scored at evaluations only, but `eval_steps` = 0; set eval_steps and eval_prompts, "
                 "or leave watch empty."
             )
+        check_single_clips(self.watch, "watch")
         if "variety" in split_specs(self.reward):
             self._check_groups()
         self._check_guard()
@@ -233,12 +234,18 @@ class PPOJob(PPOSettings, TrainingJob):
         self.check_clips(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
 
     def _check_groups(self) -> None:
-        """A reward that compares the clips of a prompt has to hear them together."""
+        """A reward that compares the clips of a prompt has to hear them together; evaluations sample one of each prompt."""
         heard, clips = self.local_rollout_forward_batch_size, self.num_generations
-        if clips < 2 or heard % clips:
+        in_all = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        if clips < 2 or (in_all > heard and heard % clips):
             raise ValueError(
                 f"`reward` names variety, which compares the clips of a prompt: `num_generations` = {clips} must be at least 2, "
-                f"and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it."
+                f"and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it or at least the "
+                f"{in_all} clips of a set."
+            )
+        if self.guard == "reward/variety":
+            raise ValueError(
+                "`guard` = 'reward/variety' is 0 in every evaluation, which samples one clip of a prompt; name another metric."
             )
 
     def _check_guard(self) -> None:
