@@ -1,4 +1,4 @@
-"""Stage 8: a CLAP model in miniature, contrastive on rendered clips and their captions (Wu et al. 2023).
+"""Stage 9: a CLAP model in miniature, contrastive on rendered clips and their captions (Wu et al. 2023).
 
     python recipes/adherence.py --work build/tiny --minutes 30
 

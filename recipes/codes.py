@@ -2,7 +2,7 @@
 
     python recipes/codes.py --work build/tiny
 
-The file grows as it goes, so stage 7 can begin beside it, and a second start goes on where the first one stopped.
+The file grows as it goes, so stage 8 can begin beside it, and a second start goes on where the first one stopped.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Stage 7: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
+"""Stage 8: the generator, a MusicGen of about 6M parameters, trained from scratch on captions and codes.
 
     python recipes/generator.py --work build/tiny --minutes 62      trains and writes the bundled folder
     python recipes/generator.py --work build/tiny --export          only writes it, from the last saved step

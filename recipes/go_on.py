@@ -3,9 +3,9 @@
     python recipes/corpus.py --work build/more && python recipes/render.py --work build/more && python recipes/judges.py --work build/more
     python recipes/go_on.py --work build/more --recorded recipes/results
     python recipes/codes.py --work build/more
-    python recipes/generator.py --work build/more --minutes 120
+    python recipes/generator.py --work build/more --minutes 120      # and, before it, decoder.py for the codec's decoder
 
-The codec stays as it is; so does the text encoder, unless text_encoder.py trained another one in the same folder and
+The codec stays as it is, unless decoder.py goes on with its decoder; so does the text encoder, unless text_encoder.py trained another one in the same folder and
 `--new_text` asks for it. The generator's optimiser begins anew, with its warm-up and its whole schedule.
 """
 
@@ -37,8 +37,11 @@ def main() -> None:
         load_text_encoder(args.work, model.text_encoder, model.enc_to_dec_proj)
     model.audio_encoder.save_pretrained(args.work / "codec")
     model.tokenizer.save_pretrained(args.work / "tokenizer")
-    codec, generator = (read_json(args.recorded / f"{stage}.json") for stage in ("codec", "generator"))
+    codec, decoder, generator = (
+        read_json(args.recorded / f"{stage}.json") for stage in ("codec", "decoder", "generator")
+    )
     write_json(args.work / "results" / "codec.json", codec)
+    write_json(args.work / "results" / "decoder.json", decoder)
     write_json(args.work / "codec_finished.json", codec)
     earlier = {name: generator[name] for name in TOLD if name in generator}
     progress = {"step": 0, "seconds": 0.0, "frames": 0, "log": [], "earlier": earlier}

@@ -1,4 +1,4 @@
-"""Stage 10: what the generator plays, by judges that no reward knows: the instrument, tempo and key that were asked for?
+"""Stage 11: what the generator plays, by judges that no reward knows: the instrument, tempo and key that were asked for?
 
     python recipes/judge.py --work build/tiny
     python recipes/judge.py --work build/tiny --generator musicrl-tiny       the one that ships with the package

@@ -1,4 +1,4 @@
-"""Stage 9: a predictor of the mean opinion score on the frozen sound encoder of stage 8.
+"""Stage 10: a predictor of the mean opinion score on the frozen sound encoder of stage 9.
 
     python recipes/quality.py --work build/tiny
 
@@ -163,7 +163,7 @@ def train(model: QualityModel, data: dict[str, dict[str, Tensor]]) -> float:
 
 def main() -> None:
     parser = stage_arguments(__doc__.splitlines()[0])
-    parser.add_argument("--examples-only", action="store_true", help="only make the examples, beside stage 8")
+    parser.add_argument("--examples-only", action="store_true", help="only make the examples, beside stage 9")
     args = parser.parse_args()
     start(args)
     if args.examples_only:

@@ -7,7 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-STAGES = ("corpus", "render", "judges", "codec", "codes", "text_encoder", "generator", "adherence", "quality", "judge")
+STAGES = (
+    "corpus",
+    "render",
+    "judges",
+    "codec",
+    "codes",
+    "decoder",
+    "text_encoder",
+    "generator",
+    "adherence",
+    "quality",
+    "judge",
+)
 
 
 def main() -> None:

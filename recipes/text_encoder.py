@@ -1,4 +1,4 @@
-"""Stage 6: the generator's text encoder, a T5 of two layers, learns the facts that captions name before it meets music.
+"""Stage 7: the generator's text encoder, a T5 of two layers, learns the facts that captions name before it meets music.
 
     python recipes/text_encoder.py --work build/tiny --threads 1 --minutes 8
 

@@ -1,12 +1,16 @@
 """The recipe's codec training: quantiser, losses, and the order of its stages."""
 
+import argparse
 import importlib
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -207,3 +211,87 @@ def test_what_a_codec_keeps_is_measured(recipe):
     noise = 0.1 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
     assert codec_measures.si_sdr_db(a, 0.2 * (a + noise)) == pytest.approx(10 * np.log10(0.5 / 0.01), abs=0.1)
     assert measures.signal_to_noise_db(a, 0.2 * (a + noise)) < 2.1  # which the plain ratio calls bad
+
+
+@pytest.fixture
+def small_codec(recipe):
+    """The recipe's codec with random weights, and codebooks that hold something."""
+    torch.manual_seed(0)
+    model = recipe("decoder").EncodecModel(recipe("codec").transformers_config()).eval()
+    for layer in model.quantizer.layers:
+        layer.codebook.embed.copy_(torch.randn_like(layer.codebook.embed))
+    return model
+
+
+@torch.no_grad()
+def test_a_crop_is_what_decoding_all_frames_gives_there_and_hears_what_came_before(recipe, small_codec):
+    decoder = recipe("decoder")
+    latents = torch.randn(2, 128, 90, generator=torch.Generator().manual_seed(0))
+    whole = small_codec.decoder(latents)[:, 0]
+    crop = decoder.decode_crop(small_codec.decoder, latents, 30, 40)
+    assert crop.shape == (2, 40 * 320)
+    assert torch.allclose(crop, whole[:, 30 * 320 : 70 * 320], atol=1e-6)
+    lstm = next(module for module in small_codec.decoder.modules() if isinstance(module, torch.nn.LSTM))
+    lstm.bias_ih_l0[256:512] = 5.0  # the gates that keep what was heard
+    crop = decoder.decode_crop(small_codec.decoder, latents, 30, 40)
+    latents[:, :, :5] += 3.0  # 25 frames before the crop: further than any convolution looks
+    assert (decoder.decode_crop(small_codec.decoder, latents, 30, 40) - crop).abs().max() > 1e-4
+
+
+def test_frames_before_a_crop_end_where_the_clip_begins(recipe):
+    """As many as there are and no more than wanted; over many draws both ends of the clip are reached."""
+    decoder, rng = recipe("decoder"), np.random.default_rng(0)
+    drawn = [decoder.choose_frames(500, rng) for _ in range(4000)]
+    for first, end, begin in drawn:
+        assert begin - first == min(begin, decoder.BEFORE)
+        assert end == begin + decoder.CROP + decoder.MARGIN <= 500
+    begins = [begin for _, _, begin in drawn]
+    assert (min(begins), max(begins)) == (decoder.MARGIN, 500 - decoder.CROP - decoder.MARGIN)
+
+
+def test_the_decoder_learns_from_codes_and_goes_on_where_it_stopped(recipe, small_codec, tmp_path):
+    """Encoder and codebooks stay to the last bit; the weights that are left are the averaged ones."""
+    decoder, ear = recipe("decoder"), recipe("ear")
+    rows = [{"instrument": name, "backing": "none"} for name in ("flute", "harp")]
+    rng = np.random.default_rng(0)
+    clips = rng.integers(-3000, 3000, (2, 160_000), dtype=np.int16)
+    codes = torch.randint(1024, (2, 4, 500), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    ears = ear.Ears([ear.Ear(recipe("classifier").Classifier())])
+    before = {name: tensor.clone() for name, tensor in small_codec.state_dict().items()}
+    args = argparse.Namespace(work=tmp_path, seed=0, minutes=0.02)
+    first = decoder.train(args, small_codec, codes, clips, rows, ears)
+    after = small_codec.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    saved = load_file(tmp_path / "decoder_training" / "state.safetensors")
+    last = {name: saved[f"model.decoder.{name}"] for name in small_codec.decoder.state_dict()}
+    assert any(not torch.equal(last[name], after[f"decoder.{name}"]) for name in last)
+    assert all(torch.equal(saved[f"model.averaged.module.{name}"], after[f"decoder.{name}"]) for name in last)
+    args.minutes = 0.03
+    again = decoder.train(args, small_codec, codes, clips, rows, ears)
+    assert again["step"] > first["step"] > 0
+    assert again["seconds"] >= 60 * 0.03
+
+
+def test_a_codec_is_replaced_as_a_whole(recipe, small_codec, tmp_path):
+    decoder = recipe("decoder")
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "model.safetensors").write_bytes(b"the one before")
+    decoder.replace_codec(small_codec, tmp_path / "codec")
+    again = decoder.EncodecModel.from_pretrained(tmp_path / "codec")
+    assert all(torch.equal(a, b) for a, b in zip(small_codec.parameters(), again.parameters(), strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["codec"]
+
+
+def test_the_curves_are_drawn_from_what_was_recorded(recipe, tmp_path):
+    pytest.importorskip("matplotlib")
+    curves = recipe("curves")
+    for name in ("generator", "text_encoder", "decoder_trials"):
+        shutil.copy(RECIPES / "results" / f"{name}.json", tmp_path)
+    trials = json.loads((tmp_path / "decoder_trials.json").read_text())
+    assert sum(name.startswith(curves.KEPT) for name in trials["trials"]) == 1
+    assert all(len(row) == len(trials["columns"]) for trial in trials["trials"].values() for row in trial["rows"])
+    drawn = curves.draw(tmp_path).read_bytes()
+    assert drawn == curves.draw(tmp_path).read_bytes()
+    assert (RECIPES / "results" / "curves.svg").is_file()
