@@ -8,7 +8,7 @@ gives codebooks. Three stages, by share of the time:
 
 1. quantised: all of it learns, the codebooks by exponential averages (quantiser.py);
 2. decoder: encoder and codebooks are frozen. The codes are now what they will be, so stage 5 of the recipe can begin
-   beside it, and more minutes for the decoder later leave the generator valid;
+   beside it, and more training of the decoder (decoder.py) leaves the generator valid;
 3. adversarial: as before, with EnCodec's multi-scale STFT discriminator (Defossez et al. 2022), which learns alone at first,
    and with ears (ear.py). Instruments whose spectra come out worse are played more often.
 
@@ -311,6 +311,7 @@ def main() -> None:
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
+    (args.work / "decoder_finished.json").unlink(missing_ok=True)  # that stage went on from another decoder
     converted = use_fast_elu(EncodecModel.from_pretrained(folder).eval())
     n_clips = 4 if args.tiny else MEASURED_CLIPS
     results = evaluate(converted, held_out[:n_clips])

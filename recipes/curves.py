@@ -36,7 +36,9 @@ def draw(results: Path = RESULTS) -> Path:
             [row[0] for row in rows], [row[1] for row in rows], label=name, lw=2.5 if name.startswith(KEPT) else 1
         )
     right.set(
-        title="codec's decoder, 288 validation clips", xlabel="minutes", ylabel="instruments that the judges name"
+        title="codec's decoder, 288 validation clips",
+        xlabel="minutes of a trial",
+        ylabel="share of instruments that the judges name",
     )
     for axes in (middle, right):
         axes.legend(fontsize="x-small")

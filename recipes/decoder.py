@@ -7,6 +7,9 @@ the part of the decoder at the frame rate is given the seconds before a crop as 
 given the crop alone. Encoder and codebooks stay, and with them codes and generator. Instruments that the ears (ear.py)
 take for others are played more often. What is kept is a running average of the weights (Polyak and Juditsky 1992): of
 steps that see one crop each, every single one is far from where they lead.
+
+It changes WORK/codec, which the generator's stage takes into its checkpoint at its end; where that stage has ended,
+`python recipes/generator.py --export` does it again. `--force` with more `--minutes` goes on.
 """
 
 import math
@@ -25,6 +28,7 @@ from common import (
     TINY_MINUTES,
     load_clips,
     load_training_state,
+    read_json,
     record,
     save_training_state,
     say,
@@ -44,7 +48,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EncodecModel
 
 HOP = SAMPLING_RATE // FRAME_RATE  # samples a frame
-BEFORE, CROP, MARGIN = 150, 100, 2  # frames: heard before a crop, decoded, and decoded beside it and cut off
+BEFORE, CROP, AFTER = (
+    150,
+    100,
+    8,
+)  # frames: heard before a crop, decoded, and heard after it, as convolutions look ahead
+MARGIN = 2  # frames that are decoded on either side of a crop and cut off
 LEARNING_RATE, WARMUP_STEPS = (3e-4, 3e-5), 200  # at the start, at the end of the cosine
 LOG_MEL_WEIGHT, EAR_SHARE = 3.0, 5.0
 AVERAGING = 0.999  # of a step's weights
@@ -55,16 +64,17 @@ def decode_crop(decoder: nn.Module, latents: Tensor, begin: int, length: int) ->
     """The wave [B, length * HOP] of frames `begin` to `begin + length` of latents [B, D, F].
 
     All layers up to the first that leaves the frame rate are given all frames; the others the crop and `MARGIN` frames on
-    either side, so that it is, to rounding, what decoding all frames would give there.
+    either side, or fewer where the latents end, so that it is, to rounding, what decoding all frames would give there.
     """
     layers = list(decoder.layers)
     slow = next(i for i, layer in enumerate(layers) if getattr(layer, "conv", None) is not None and _stride(layer) > 1)
     for layer in layers[: slow - 1]:  # before it stands its activation
         latents = layer(latents)
-    wave = latents[:, :, begin - MARGIN : begin + length + MARGIN]
+    cut = min(begin, MARGIN)
+    wave = latents[:, :, begin - cut : begin + length + MARGIN]
     for layer in layers[slow - 1 :]:
         wave = layer(wave)
-    return wave[:, 0, MARGIN * HOP : (MARGIN + length) * HOP]
+    return wave[:, 0, cut * HOP : (cut + length) * HOP]
 
 
 def _stride(layer: nn.Module) -> int:
@@ -73,8 +83,8 @@ def _stride(layer: nn.Module) -> int:
 
 def choose_frames(n_frames: int, rng: np.random.Generator) -> tuple[int, int, int]:
     """Where the frames that are heard begin and end in a clip of `n_frames`, and where the crop begins in it."""
-    begin = int(rng.integers(MARGIN, n_frames - CROP - MARGIN + 1))
-    return max(0, begin - BEFORE), begin + CROP + MARGIN, begin
+    begin = int(rng.integers(n_frames - CROP + 1))
+    return max(0, begin - BEFORE), min(begin + CROP + AFTER, n_frames), begin
 
 
 def train(args, model: EncodecModel, codes: Tensor, clips: np.ndarray, rows: list[dict], ears: Ears) -> dict:
@@ -97,6 +107,8 @@ def train(args, model: EncodecModel, codes: Tensor, clips: np.ndarray, rows: lis
         clip = int(mining.choose(1, rng)[0])
         first, end, begin = choose_frames(codes.shape[2], rng)
         wave = to_float(clips[clip, None, begin * HOP : (begin + CROP) * HOP])
+        if not wave.any():
+            continue  # silence has no spectrum to be compared with
         with torch.no_grad():
             latents = model.quantizer.decode(codes[None, clip, :, first:end].long().transpose(0, 1))
         output = decode_crop(decoder, latents, begin - first, CROP)
@@ -141,7 +153,7 @@ def replace_codec(model: EncodecModel, folder: Path) -> None:
     """Put the trained codec in the place of the one in `folder`."""
     aside = folder.with_name(folder.name + ".part")
     model.save_pretrained(aside)
-    for path in sorted(aside.iterdir()):
+    for path in sorted(aside.iterdir(), key=lambda path: path.suffix != ".safetensors"):
         os.replace(path, folder / path.name)
     aside.rmdir()
 
@@ -157,10 +169,12 @@ def main() -> None:
     clips, rows = clips[: len(codes)], rows[: len(codes)]
     model = use_fast_elu(EncodecModel.from_pretrained(args.work / "codec").eval())
     ears = load_or_train_ears(args.work, clips, rows, args.seed, TINY_MINUTES if args.tiny else EAR_MINUTES)
-    before = measure(args, model)
+    noted = args.work / "decoder_before.json"  # once: a second start finds the trained decoder in its place
+    if not noted.exists():
+        write_json(noted, measure(args, model))
     progress = train(args, model, codes, clips, rows, ears)
     replace_codec(model, args.work / "codec")
-    results = measure(args, model) | {"before": before, "step": progress["step"], "log": progress["log"]}
+    results = measure(args, model) | {"before": read_json(noted), "step": progress["step"], "log": progress["log"]}
     results["minutes"] = round(progress["seconds"] / 60, 1)
     say(str({name: value for name, value in results.items() if name != "log"}))
     record(args, "decoder", results)

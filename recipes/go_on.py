@@ -3,10 +3,12 @@
     python recipes/corpus.py --work build/more && python recipes/render.py --work build/more && python recipes/judges.py --work build/more
     python recipes/go_on.py --work build/more --recorded recipes/results
     python recipes/codes.py --work build/more
-    python recipes/generator.py --work build/more --minutes 120      # and, before it, decoder.py for the codec's decoder
+    python recipes/decoder.py --work build/more --force      # where the codec's decoder is to learn more too
+    python recipes/generator.py --work build/more --minutes 120
 
-The codec stays as it is, unless decoder.py goes on with its decoder; so does the text encoder, unless text_encoder.py trained another one in the same folder and
-`--new_text` asks for it. The generator's optimiser begins anew, with its warm-up and its whole schedule.
+The codec stays as it is, unless decoder.py goes on with its decoder; so does the text encoder, unless text_encoder.py
+trained another one in the same folder and `--new_text` asks for it. The generator's optimiser begins anew, with its
+warm-up and its whole schedule.
 """
 
 from pathlib import Path
@@ -43,6 +45,7 @@ def main() -> None:
     write_json(args.work / "results" / "codec.json", codec)
     write_json(args.work / "results" / "decoder.json", decoder)
     write_json(args.work / "codec_finished.json", codec)
+    write_json(args.work / "decoder_finished.json", decoder)
     earlier = {name: generator[name] for name in TOLD if name in generator}
     progress = {"step": 0, "seconds": 0.0, "frames": 0, "log": [], "earlier": earlier}
     save_training_state(folder, model, torch.optim.AdamW(model.parameters()), progress)

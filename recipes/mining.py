@@ -8,7 +8,7 @@ MINING_POWER, MEMORY = 2.0, 0.99
 class Mining:
     """Chooses clips so that instruments whose spectra come out worse are played more often.
 
-    Each instrument's chance goes with the square of its running mel distance (nats).
+    Each instrument's chance goes with the square of its running distance: of mel spectra (nats), or what ears make of it.
 
     Args:
         instruments: of each clip, N names.
@@ -27,7 +27,7 @@ class Mining:
         return np.array([rng.choice(self.clips[name]) for name in names])
 
     def learn(self, clips: list[int], distances: list[float]) -> None:
-        """Take in how far off crops of these clips came out (nats)."""
+        """Take in how far off crops of these clips came out."""
         for clip, distance in zip(clips, distances, strict=True):
             name = self.instruments[clip]
             self.distances[name] = MEMORY * self.distances[name] + (1 - MEMORY) * distance
