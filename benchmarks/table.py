@@ -1,15 +1,21 @@
-"""The tables of all files in benchmarks/results, into README.md between its marks.
+"""The tables of all files in benchmarks/results: all of them in benchmarks/README.md, and the ratios alone in README.md.
 
 python benchmarks/table.py
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from musicrl_hf.audio import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- from benchmarks/results: -->", "<!-- :from benchmarks/results -->"
+RATIOS = ("times faster", "codes, times faster")  # columns; a result has one of them or none
+SHARE = "share of the memory"
+CLAUSE = re.compile(r"(?:[^,;(]|\([^)]*\))+")  # up to the first comma or semicolon outside brackets
 
 
 def device_of(result: Path) -> str:
@@ -17,34 +23,69 @@ def device_of(result: Path) -> str:
     return "GPU" if result.stem.endswith(("_cuda", "_mps", "_xpu")) else "CPU"
 
 
-def block(results: Path) -> str:
-    """Every result in the order of the file names: what it is, its table, the command and the hardware."""
-    parts = []
-    for path in sorted(results.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        lines = [
-            list(found["rows"][0]),
-            ["---"] * len(found["rows"][0]),
-            *(list(row.values()) for row in found["rows"]),
-        ]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def read(results: Path) -> dict[Path, dict[str, Any]]:
+    """Every result, in the order of the file names."""
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown; the first row is the header."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def page(results: Path) -> str:
+    """benchmarks/README.md: what each result is, its table, the command and the hardware."""
+    parts = [
+        "# Benchmarks",
+        "Made by `python benchmarks/table.py` from [results](results), a file for each script that ran. Both sides of a ratio ran in "
+        "turns in one process, with the same weights and prompts; a ratio is a median with the range of neighbours. "
+        "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in about ten minutes.",
+    ]
+    for path, found in read(results).items():
+        rows = [list(found["rows"][0]), *(list(row.values()) for row in found["rows"])]
         parts.append(
-            f"**On a {device_of(path)}.** {found['what']}: `{found['command']}`, {found['hardware']}.\n\n{table}"
+            f"**On a {device_of(path)}.** {found['what']}: `{found['command']}`, {found['hardware']}.\n\n{table(rows)}"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
+
+
+def ratios(rows: list[dict[str, str]], column: str) -> str:
+    """The medians of a column as `lowest to highest`, or the only one; empty where no row has the column."""
+    medians = [match[1] for row in rows if (match := re.match(r"\*\*([\d.]+)\*\*", row.get(column, "")))]
+    bounds = [min(medians, key=float), max(medians, key=float)] if medians else []
+    return " to ".join(dict.fromkeys(bounds))
+
+
+def summary(results: Path) -> str:
+    """README.md: how many times faster than the stock library, and in how much of its memory."""
+    rows = [["what", "on a", "times faster than the stock library", "share of its memory"]]
+    for path, found in read(results).items():
+        column = next((name for name in RATIOS if name in found["rows"][0]), None)
+        if column is None:
+            continue
+        against = dict.fromkeys(row.get("against", "") for row in found["rows"])
+        for other in against:
+            same = [row for row in found["rows"] if row.get("against", "") == other]
+            what = CLAUSE.match(found["what"])[0] + (f", against {other}" if other else "")
+            rows.append([what, device_of(path), ratios(same, column), ratios(same, SHARE)])
+    return table(rows)
 
 
 def filled(readme: str, results: Path) -> str:
-    """The README with the tables between its marks."""
+    """The README with the summary between its marks."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{block(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{summary(results)}\n{END}{after}"
 
 
 def main() -> None:
-    readme = filled((ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results")
-    with atomic_path(ROOT / "README.md") as temporary:
-        temporary.write_text(readme, encoding="utf-8")
+    readme = ROOT / "README.md"
+    for path, text in (
+        (ROOT / "benchmarks" / "README.md", page(RESULTS)),
+        (readme, filled(readme.read_text(encoding="utf-8"), RESULTS)),
+    ):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ this time on a CPU.
 """
 
 import math
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -297,6 +298,13 @@ def measure_instruments(judges: Judges, model: EncodecModel, clips: np.ndarray, 
     return instruments_kept(judges.classifier, audio, decoded, rows)
 
 
+def forget_further_training(work: Path) -> None:
+    """Let decoder.py begin anew: what it left went on from another decoder."""
+    for name in ("decoder_finished.json", "decoder_before.json", "decoder_before.safetensors"):
+        (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work / "decoder_training", ignore_errors=True)
+
+
 def main() -> None:
     args = stage_arguments(__doc__.splitlines()[0], minutes=90).parse_args()
     start(args)
@@ -311,7 +319,7 @@ def main() -> None:
     model.eval()
     held_out, rows = load_clips(args.work, "test")
     parity = convert(model, folder, to_float(held_out[0])[None, None])
-    (args.work / "decoder_finished.json").unlink(missing_ok=True)  # that stage went on from another decoder
+    forget_further_training(args.work)
     converted = use_fast_elu(EncodecModel.from_pretrained(folder).eval())
     n_clips = 4 if args.tiny else MEASURED_CLIPS
     results = evaluate(converted, held_out[:n_clips])

@@ -37,28 +37,49 @@ def measured(monkeypatch, module, options, folder, name=None):
     return json.loads((folder / f"{name or module.__name__}.json").read_text())
 
 
-def test_the_readme_has_the_tables_of_the_results(load_benchmark):
+def test_the_pages_have_the_tables_of_the_results(load_benchmark):
     table, results = load_benchmark("table"), BENCHMARKS / "results"
     assert len(list(results.glob("*.json"))) > 1
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.count(table.BEGIN) == readme.count(table.END) == 1
     assert table.filled(readme, results) == readme, "run python benchmarks/table.py"
+    assert (BENCHMARKS / "README.md").read_text(encoding="utf-8") == table.page(results), (
+        "run python benchmarks/table.py"
+    )
 
 
-def test_a_table_has_a_row_a_measurement(load_benchmark, tmp_path):
+def test_a_table_has_a_row_a_measurement_and_the_summary_their_range(load_benchmark, tmp_path):
     found = {
-        "what": "Steps",
+        "what": "Steps (of 1, 2), alone; the rest is told elsewhere",
         "command": "python x.py",
         "hardware": "a CPU",
-        "rows": [{"n": "1", "s": "2.0"}, {"n": "2", "s": "3.0"}],
+        "rows": [
+            {"n": "1", "times faster": "**2.00** [1.90, 2.10]", "share of the memory": "**0.30**"},
+            {"n": "2", "times faster": "**10.00** [9, 11]", "share of the memory": "**0.30**"},
+        ],
     }
     (tmp_path / "x.json").write_text(json.dumps(found))
-    (tmp_path / "x_cuda.json").write_text(json.dumps({**found, "hardware": "a GPU"}))
+    against = [row | {"against": name} for name, row in zip("ab", found["rows"], strict=True)]
+    (tmp_path / "x_cuda.json").write_text(json.dumps({**found, "hardware": "a GPU", "rows": against}))
+    (tmp_path / "y.json").write_text(json.dumps({**found, "rows": [{"n": "1", "s": "**2.00**"}]}))  # no ratio in it
     table = load_benchmark("table")
+    header, _, *rows = table.summary(tmp_path).splitlines()
+    assert header == "| what | on a | times faster than the stock library | share of its memory |"
+    assert rows == [
+        "| Steps (of 1, 2) | CPU | 2.00 to 10.00 | 0.30 |",
+        "| Steps (of 1, 2), against a | GPU | 2.00 | 0.30 |",
+        "| Steps (of 1, 2), against b | GPU | 10.00 | 0.30 |",
+    ]
     text = table.filled(f"before {table.BEGIN} old {table.END} after", tmp_path)
-    rows = "\n\n| n | s |\n| --- | --- |\n| 1 | 2.0 |\n| 2 | 3.0 |"
-    expected = "\n\n".join(f"**On a {name}.** Steps: `python x.py`, a {name}.{rows}" for name in ("CPU", "GPU"))
-    assert text == f"before {table.BEGIN}\n{expected}\n{table.END} after"
+    assert text == f"before {table.BEGIN}\n{table.summary(tmp_path)}\n{table.END} after"
+    page = table.page(tmp_path)
+    what = "Steps (of 1, 2), alone; the rest is told elsewhere: `python x.py`"
+    assert (
+        f"**On a CPU.** {what}, a CPU.\n\n| n | times faster | share of the memory |\n| --- | --- | --- |\n| 1 | **2"
+        in page
+    )
+    assert f"**On a GPU.** {what}, a GPU.\n\n| n | times faster" in page
+    assert page.endswith("| n | s |\n| --- | --- |\n| 1 | **2.00** |\n")
 
 
 def test_a_recorded_step_is_measured_beside_a_launched_one(load_benchmark, monkeypatch):
