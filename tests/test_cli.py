@@ -189,7 +189,7 @@ def test_a_job_that_is_done_leaves_the_other_processes():
             torch.distributed.destroy_process_group()
 
 
-def test_training_says_one_short_line_for_each_log(model, tmp_path):
+def test_training_says_on_what_it_runs_and_one_short_line_for_each_log(model, tmp_path):
     """In a process of its own, as a user starts it: what libraries say besides would stand there too."""
     (tmp_path / "prompts.txt").write_text("slow air\nfast reel\n")
     words = ["rloo", "--model", model, "--prompts", "prompts.txt", "--reward", "test_cli:loudness_reward"]
@@ -203,6 +203,9 @@ def test_training_says_one_short_line_for_each_log(model, tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [line for line in run.stdout.splitlines() if line.strip()]
+    where = lines.pop(0)
+    assert re.fullmatch(r"Training on 1 x CPU \(.+, \d+ threads\), in the weights' own precision\.", where), where
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["hardware"] in where
     assert [line.partition(":")[0] for line in lines[:-1]] == ["step 1 of 2", "step 2 of 2", "step 2 of 2"]
     assert re.fullmatch(
         r"step 1 of 2: loss [-\d.e]+, reward [-\d.e]+, kl [-\d.e]+, .*learning_rate [-\d.e]+", lines[0]

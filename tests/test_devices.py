@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from musicrl_hf.devices import find_device, find_dtype
+from musicrl_hf.devices import device_name, find_device, find_dtype
 
 
 def test_without_a_name_it_is_the_accelerator_or_the_cpu(monkeypatch):
@@ -23,3 +23,11 @@ def test_precisions_are_named():
     assert find_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, float16, got 'half'"):
         find_dtype("half")
+
+
+def test_a_device_is_called_what_people_call_it():
+    assert device_name(torch.device("cpu")).startswith("CPU (")
+    assert device_name(torch.device("cpu")).endswith(f", {torch.get_num_threads()} threads)")
+    assert device_name(torch.device("mps")) == "MPS"
+    if torch.cuda.is_available():
+        assert device_name(torch.device("cuda")) == torch.cuda.get_device_name()

@@ -1,6 +1,7 @@
 """Where models run, and in which precision, outside of training (trainers ask Accelerate)."""
 
 import os
+import platform
 
 import torch
 
@@ -34,6 +35,20 @@ def find_device(name: str | None = None, argument: str = "device") -> torch.devi
             f"`{argument}` = {name!r} cannot be used here ({reason}); give cpu, or none to choose."
         ) from None
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What people call a device: the GPU's name, or the CPU's with its threads.
+
+    Example:
+        >>> device_name(torch.device("mps"))
+        'MPS'
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    return device.type.upper()
 
 
 def find_dtype(name: str) -> torch.dtype:

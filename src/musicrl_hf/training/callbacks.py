@@ -13,6 +13,7 @@ from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..audio import atomic_path, write_audio
+from ..devices import device_name
 from ..generator import MusicRLForConditionalGeneration
 from .checkpoints import writing
 
@@ -35,7 +36,13 @@ SHOWN = (
 
 
 class ShortProgress(ProgressCallback):
-    """The stock progress bar, with one short line in the place of all that is logged."""
+    """The stock progress bar, with one short line in the place of all that is logged, and one first that says on what it runs."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.is_world_process_zero:
+            precision = "bfloat16 where it can" if args.bf16 else "the weights' own precision"
+            print(f"Training on {args.world_size} x {device_name(args.device)}, in {precision}.")
+        super().on_train_begin(args, state, control, **kwargs)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import platform
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import Trainer, TrainerState
 
+from ..devices import device_name
 from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
 from ..records import Record, write_record
@@ -200,12 +200,6 @@ def run_record(
         config=dataclasses.asdict(job),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         date=datetime.date.today().isoformat(),
-        hardware=f"{processes} x {_device_name()}",
+        hardware=f"{processes} x {device_name(trainer.args.device)}",
         seconds=seconds,
     )
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
