@@ -271,7 +271,7 @@ def main() -> None:
         f"Growth of sampling and of a training step (random weights, {base.layers} layers of {base.width}, {base.duration_s:g} s, "
         f"{base.batch} clips, {base.codebooks} codebooks where nothing else is said); in brackets what arithmetic says, "
         "for a step's memory with one constant fitted to the batch of 16 "
-        "([plot](benchmarks/results/growth.svg), [to 64 GPUs](benchmarks/SCALING.md))"
+        "([plot](results/growth.svg), [to 64 GPUs](SCALING.md))"
     )
     rows = [row_of(axis, points) for axis, points in measured.items()]
     write_result(given.results, "growth", what, where, rows, measured, given.device)

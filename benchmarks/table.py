@@ -37,8 +37,10 @@ def page(results: Path) -> str:
     """benchmarks/README.md: what each result is, its table, the command and the hardware."""
     parts = [
         "# Benchmarks",
-        "Made by `python benchmarks/table.py` from [results](results), a file for each script that ran. Both sides of a ratio ran in "
-        "turns in one process, with the same weights and prompts; a ratio is a median with the range of neighbours. "
+        "Made by `python benchmarks/table.py` from [results](results), a file for each script and device. Both sides of a ratio ran in "
+        "turns in one process, with the same weights and prompts; a ratio is the median of those of neighbouring turns, and their range "
+        'stands in brackets. "OTHERS" are greedy codes that differ from the stock library\'s, by near ties in bfloat16; "were they products '
+        'alone" is the ratio that matrix products alone would have. '
         "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in about ten minutes.",
     ]
     for path, found in read(results).items():

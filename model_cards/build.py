@@ -62,7 +62,7 @@ LIMITS = {
         "16 kHz mono at 2 kbit/s: the sound is grainy, and an instrument is not always to be told from its neighbours.",
         "It follows the instrument that a prompt names in three clips of four, at guidance 3 in six of seven, the accompaniment in "
         "four of seven and in three of five, a key or its neighbour in seven of ten and in five of six, and a number of beats a "
-        "minute within 8 % in four of seven and in nine of ten (see the judges; chance is less than half there).",
+        "minute within 8 % in four of seven and in six of seven (see the judges; chance is less than half there).",
         "At guidance 3 one clip in twenty-five, mostly of a slow tune without accompaniment, stays on one note for half of its length.",
     ],
     "musicrl-tiny-adherence": [

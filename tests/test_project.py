@@ -34,7 +34,14 @@ YAML_FILES = sorted(
 )
 JOB_CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("model_cards/*.md")}
+    {
+        *ROOT.glob("*.md"),
+        *(
+            page
+            for folder in ("recipes", "model_cards", "results", "benchmarks")
+            for page in ROOT.glob(f"{folder}/*.md")
+        ),
+    }
 )
 README = ROOT / "README.md"
 _, COMMANDS = _parser()
@@ -220,6 +227,7 @@ def test_every_link_inside_the_project_leads_somewhere(page):
 
 def test_there_are_pages_with_links():
     names = {page.name for page in PAGES}
+    assert {"FINDINGS.md", "SCALING.md"} <= names
     assert {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "ATTRIBUTION.md"} <= names
     assert sum(len(local_links(page)) for page in PAGES) > 5
     assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
