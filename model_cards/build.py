@@ -55,6 +55,10 @@ DATA = (
     "each tune's metre, mode and tempo and from the instruments; a mood word such as \"nostalgic\" is a rule, not a listener's "
     "judgement. No recording of a person, no licensed music. ATTRIBUTION.md of the project names who encoded the tunes."
 )
+BELOW = (  # of an adapter's data
+    " The generator below it was trained on tunes of three printed collections in the public domain and Bach's four-part chorales, "
+    "rendered with the sound font FluidR3Mono_GM (MIT): ATTRIBUTION.md of the project names who encoded them."
+)
 LIMITS = {
     "musicrl-tiny": [
         "Made to try the whole loop on a laptop and to test it, not to listen to for pleasure: it knows folk melodies on "
@@ -124,7 +128,7 @@ def adapter_record(name: str) -> Record:
         base_model=base_of_adapter(CHECKPOINTS / name),
         method="PPO",
         training_data=f"The 128 prompts of the package, and {reward}. The choices are of simulated listeners "
-        f"({found['listeners']}) between clips of musicrl-tiny; no clip or vote of a person was used.",
+        f"({found['listeners']}) between clips of musicrl-tiny; no clip or vote of a person was used." + BELOW,
         license="apache-2.0",
         metrics={
             "simulated listeners, all seeds": {
@@ -169,7 +173,7 @@ def larger_record(name: str) -> Record:
         method="PPO",
         training_data=f"2,048 prompts that rules wrote (recipes/paper/many_prompts.py), and {reward}. The choices are of simulated "
         f"listeners ({paper['listeners']}) between clips of musicrl-tiny and, from the second round, of the first round's; no clip or "
-        "vote of a person was used.",
+        "vote of a person was used." + BELOW,
         license="apache-2.0",
         metrics={
             "simulated listeners, one seed": {

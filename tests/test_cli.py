@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,21 @@ def test_training_says_on_what_it_runs_and_one_short_line_for_each_log(model, tm
     assert lines[-1] == "Wrote out"
     for noise in ("Warning", "PAD/BOS/EOS", "Loading weights", "Writing model shards", "{"):
         assert noise not in run.stderr + run.stdout
+
+
+def test_generate_shows_a_bar_of_its_steps_on_a_terminal_alone(model, tmp_path):
+    command = [sys.executable, "-m", "musicrl_hf.cli", "generate", "slow air", "--model", model, "--duration", "1"]
+    command += ["--temperature", "1", "--guidance_scale", "1", "--top_k", "0", "-o"]
+    leader, follower = os.openpty()
+    termios.tcsetwinsize(follower, (24, 100))
+    subprocess.run([*command, str(tmp_path / "a.wav")], stderr=follower, stdout=follower, check=True, timeout=300)
+    os.close(follower)
+    shown = os.read(leader, 100_000).decode()
+    os.close(leader)
+    assert re.search(r"generating: +\d+%.*\d+/\d+ \[", shown), shown
+    run = subprocess.run([*command, str(tmp_path / "b.wav")], capture_output=True, text=True, check=True, timeout=300)
+    assert run.stdout.splitlines() == [f"Wrote {tmp_path / 'b.wav'}"]
+    assert "generating" not in run.stderr
 
 
 def test_score_prints_each_reward_and_the_users_own_function(model, tmp_path, capsys, monkeypatch):

@@ -355,7 +355,10 @@ def test_the_clips_on_a_card_can_be_heard(name):
         "a nostalgic tune played by an accordion band",
     ):
         assert any(text.startswith(prompt) for text in clips.values())
-    for path in clips:
+    card = (ROOT / "model_cards" / f"{name}.md").read_text()
+    assert "ATTRIBUTION.md" in card
+    for path, text in clips.items():
+        assert f"* [{text}](../src/musicrl_hf/checkpoints/{name}/{path})" in card
         audio, sampling_rate = read_audio(CHECKPOINTS / name / path)
         assert audio.shape[-1] == 5 * sampling_rate
         assert audio.abs().max() > 0.05

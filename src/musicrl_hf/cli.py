@@ -279,7 +279,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     }
     notes = [""] * arguments.number
     if load_reward is None:
-        clips = model.sample(prompts, **options)
+        clips = model.sample(prompts, **options, progress=True)
     else:
         reward = load_reward()
         move_reward(reward, device)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import (
     AutoTokenizer,
     EncodecFeatureExtractor,
@@ -269,6 +270,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         do_sample: bool = True,
         generator: torch.Generator | None = None,
         cuda_graph: bool | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """Draw codes [B, K, F] in S decoder steps, see `StepDecoder`.
 
@@ -280,6 +282,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             do_sample: False takes the likeliest code each time.
             generator: random numbers on the model's device; None uses torch's global ones.
             cuda_graph: record a step and replay it; None does so on CUDA from some 32 steps on, True elsewhere is a ValueError.
+            progress: show a bar of the steps on a terminal.
         """
         check_sampling(temperature, top_k, guidance_scale, frames)
         check_graph(cuda_graph, self.device)
@@ -292,7 +295,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         current = input_ids.new_full((len(input_ids), config.num_codebooks), config.pad_code)
         step_logits = next_logits(decoder, current, cuda_graph)
         drawn = []
-        for step in range(steps):
+        for step in tqdm(range(steps), "generating", disable=None if progress else True, unit="step", leave=False):
             logits = step_logits(current)
             scaled = logits if temperature == 1 else logits / temperature
             current = draw_codes(scaled, top_k, generator) if do_sample else logits.argmax(-1)
@@ -311,6 +314,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         guidance_scale: float = 3.0,
         seed: int | None = None,
         cuda_graph: bool | None = None,
+        progress: bool = False,
     ) -> Clips:
         """Generate one clip for each prompt (repeat a prompt for several).
 
@@ -319,7 +323,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             duration_s: seconds, at most 30.
             temperature, top_k, guidance_scale: MusicGen's defaults; 1.0, None and 1.0 sample the model itself.
             seed: makes the clips reproducible on one kind of device.
-            cuda_graph: as in `sample_codes`.
+            cuda_graph, progress: as in `sample_codes`.
 
         Returns:
             Clips with codes [B, K, F] and audio [B, C, round(duration_s * sampling_rate)].
@@ -337,6 +341,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             guidance_scale=guidance_scale,
             generator=random,
             cuda_graph=cuda_graph,
+            progress=progress,
         )
         return Clips(codes, self.decode_codes(codes, round(duration_s * self.sampling_rate)), self.sampling_rate)
 
