@@ -52,6 +52,18 @@ def visqol(target: np.ndarray, output: np.ndarray) -> float | None:
 
 
 @torch.no_grad()
+def entries_used(model: EncodecModel, clips: np.ndarray) -> dict:
+    """How many entries of each codebook clips [N, T] take: the more clips, the more of them."""
+    used: list[set] = [set() for _ in range(N_CODEBOOKS)]
+    for clip in clips:
+        codes = model.encode(to_float(clip)[None, None]).audio_codes[0, 0]
+        for found, row in zip(used, codes.tolist(), strict=True):
+            found.update(row)
+    counts = [len(found) for found in used]
+    return {"clips": len(clips), "entries": counts, "share": round(min(counts) / CODEBOOK_SIZE, 3)}
+
+
+@torch.no_grad()
 def evaluate(model: EncodecModel, clips: np.ndarray) -> dict:
     """Encode and decode held-out clips [N, T]: with all codebooks, and the first figures with the first few."""
     used: list[set] = [set() for _ in range(N_CODEBOOKS)]

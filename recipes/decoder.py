@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from codec import INSTRUMENT_CLIPS, MEASURED_CLIPS, measure_instruments
 from codec_losses import ReconstructionLoss, balanced_backward
-from codec_measures import evaluate
+from codec_measures import entries_used, evaluate
 from common import (
     FRAME_RATE,
     SAMPLING_RATE,
@@ -155,6 +155,7 @@ def measure(args, model: EncodecModel) -> dict:
     results = evaluate(model, held_out[:n_clips])
     results["instruments"] = measure_instruments(Judges.load(args.work), model, held_out[:n_named], rows[:n_named])
     results["instruments_of_all"] = measure_instruments(Judges.load(args.work), model, held_out, rows)
+    results["codebooks_of_all"] = entries_used(model, held_out)
     results["other_sound_font"] = evaluate(model, load_clips(args.work, "test_other_font")[0][:n_clips])
     return results
 

@@ -98,6 +98,13 @@ def test_a_recorded_step_is_not_measured_without_cuda(load_benchmark, monkeypatc
         load_benchmark("cuda_graph").main()
 
 
+def test_a_clip_is_measured_from_its_prompt_to_its_file(load_benchmark, tmp_path, monkeypatch):
+    found = measured(monkeypatch, load_benchmark("prompt_to_file"), "--duration_s 0.2 --repeats 2", tmp_path)
+    assert [len(found["measured"][side]) for side in ("here", "stock")] == [2, 2]
+    assert min(found["measured"]["here"] + found["measured"]["stock"]) > 0
+    assert list(found["rows"][0]) == ["s, here", "s, stock", "times faster"]
+
+
 def test_sampling_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
     sampling = load_benchmark("sampling")
     found = measured(monkeypatch, sampling, "--batch 2 --duration_s 0.1 --repeats 2", tmp_path)

@@ -224,6 +224,16 @@ def small_codec(recipe):
     return model
 
 
+def test_entries_that_clips_take_are_counted(recipe, small_codec):
+    clips = np.random.default_rng(0).integers(-3000, 3000, (2, 16_000), dtype=np.int16)
+    found = recipe("codec_measures").entries_used(small_codec, clips)
+    with torch.no_grad():
+        codes = small_codec.encode(recipe("common").to_float(clips)[:, None]).audio_codes[0]
+    assert found["entries"] == [len(codes[:, k].unique()) for k in range(4)]
+    assert found["clips"] == 2
+    assert found["share"] == round(min(found["entries"]) / 1024, 3)
+
+
 @torch.no_grad()
 def test_a_crop_is_what_decoding_all_frames_gives_there_and_hears_what_came_before(recipe, small_codec):
     decoder = recipe("decoder")
