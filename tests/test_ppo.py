@@ -19,9 +19,11 @@ from torch.testing import assert_close
 from transformers import MusicgenForConditionalGeneration
 
 from musicrl_hf.config import load_config
+from musicrl_hf.delay import delay_codes
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.likelihood import score_with_heads
 from musicrl_hf.rewards import CombinedReward
+from musicrl_hf.step_decoder import StepDecoder
 from musicrl_hf.training import losses
 from musicrl_hf.training.callbacks import KLBudget, MetricsWriter, SampleWriter
 from musicrl_hf.training.ppo import MusicPPOTrainer, run_ppo
@@ -400,6 +402,46 @@ def test_ru_with_lora_is_anchored_to_r_and_not_to_the_base(tmp_path):
     assert_close(anchor, r_logits, atol=1e-5, rtol=1e-4)
     base_logits = load_generator(base).code_logits(codes, *inputs, 0.99)
     assert (anchor - base_logits).abs().max() > 1e-2
+
+
+def heedful_generator() -> ReadableGenerator:
+    """With random weights a generator hardly hears its text; this one does."""
+    generator = readable_generator()
+    for layer in generator.decoder.model.decoder.layers:
+        for part in (layer.encoder_attn.v_proj, layer.encoder_attn.out_proj):
+            part.weight.data *= 8
+    return generator
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_guided_anchor_scores_as_guidance_samples(tmp_path, lora):
+    """Its logits are those that the sampler draws from, a step at a time, under guidance."""
+    generator = heedful_generator()
+    model = add_lora(generator, LORA, "base") if lora else generator
+    trainer = MusicPPOTrainer(model, even_codes, config(tmp_path, ref_guidance_scale=3.0), PROMPTS)
+    pad, (ids, mask) = generator.config.pad_code, generator.text_inputs(PROMPTS[:2])
+    assert not mask.all()  # a padded prompt is among them
+    codes = torch.randint(0, 16, (2, 4, 5))
+    delayed = delay_codes(codes, pad)
+    decoder = StepDecoder(generator.decoder, generator.encode_text(ids, mask), mask, delayed.shape[-1], 3.0)
+    with torch.no_grad():
+        before = [torch.full_like(delayed[..., 0], pad), *delayed.unbind(-1)[:-1]]
+        twin = torch.stack([decoder.logits(decoder.step(each)) for each in before], 2)
+    anchor = trainer.anchor.logits(codes, ids, mask, 0.9)
+    assert_close(anchor, twin / 0.9, atol=1e-4, rtol=1e-4)
+    assert (anchor - generator.code_logits(codes, ids, mask, 0.9)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("objective", ["paper", "ppo"])
+def test_the_kl_to_a_guided_anchor_teaches_what_guidance_plays(tmp_path, objective):
+    """Guidance distillation: without a reward, the policy by itself comes near to its guided self."""
+    settings = {"objective": objective, "kl_mix": 1.0, "kl_coef": 9.0, "ref_guidance_scale": 3.0}
+    args = config(tmp_path, max_steps=40, learning_rate=3e-3, **settings)
+    trainer = MusicPPOTrainer(heedful_generator(), lambda prompts, audio, rate: torch.zeros(len(audio)), args, PROMPTS)
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert kl[0] > 0.1
+    assert sum(kl[-5:]) / 5 < 0.5 * kl[0]
 
 
 def test_the_full_fine_tunes_anchor_stays_when_the_policy_moves(tmp_path):
@@ -826,6 +868,8 @@ def test_two_processes_sample_different_clips_and_agree_on_the_weights(tmp_path)
         ({"kl_mix": -0.1}, "kl_mix"),
         ({"kl_mix": float("nan")}, "kl_mix"),
         ({"kl_coef": -1.0}, "kl_coef"),
+        ({"ref_guidance_scale": 0.9}, "ref_guidance_scale"),
+        ({"ref_guidance_scale": float("nan")}, "ref_guidance_scale"),
         ({"vf_coef": -1.0}, "vf_coef"),
         ({"entropy_coef": -1.0}, "entropy_coef"),
         ({"objective": "paper", "entropy_coef": 0.1}, "entropy_coef"),

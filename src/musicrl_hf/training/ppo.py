@@ -91,7 +91,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         if eval_dataset is not None:
             check_prompts("eval_dataset", eval_dataset)
         policy = PolicyWithValue(model, args.value_model)
-        self.anchor = Anchor(model, ref_model)
+        self.anchor = Anchor(model, ref_model, args.ref_guidance_scale)
         self.frames = policy.generator.frames_for(args.duration_s)
         self._micro_batch, self._kl_weight, self._entropy_weight = 0, 0.0, 0.0
         self._clips: dict[str, Tensor] = {}

@@ -37,6 +37,12 @@ class PPOSettings:
     kl_coef: float = option(
         0.01, 'objective "ppo": reward that a nat of KL to the anchor costs; the KL is exact and summed over the clip'
     )
+    ref_guidance_scale: float = option(
+        1.0,
+        "classifier-free guidance of the anchor; above 1 the KL draws the policy, which is sampled without, towards what the "
+        "anchor plays with so much of it: nearer to what prompts ask for (guidance distillation, Cideron et al. 2024, "
+        "arXiv:2410.06084; not in the paper)",
+    )
     entropy_coef: float = option(
         0.0,
         'objective "ppo": reward that a nat of entropy earns in each state that is visited, summed over the clip; keeps codes '
@@ -93,6 +99,8 @@ class PPOSettings:
         for name in ("num_generations", "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"):
             if vars(self)[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]!r}.")
+        if not 1 <= self.ref_guidance_scale < float("inf"):
+            raise ValueError(f"`ref_guidance_scale` must be at least 1 (no guidance), got {self.ref_guidance_scale!r}.")
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
         if self.objective == "paper" and (self.num_ppo_epochs, self.num_mini_batches) != (1, 1):

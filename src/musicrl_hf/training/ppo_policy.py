@@ -157,13 +157,16 @@ class Anchor:
         ref_model: the anchor, or its name; None for the start itself: with LoRA the model without its adapter, else a
             frozen copy. (MusicRL-RU starts from R: `load_generator` merges an adapter that R is, so "without its adapter"
             is R there, and not the base.)
+        guidance_scale: above 1, pi_0 is what that model samples with so much classifier-free guidance.
     """
 
     def __init__(
         self,
         policy: MusicRLForConditionalGeneration | PeftModel,
         ref_model: MusicRLForConditionalGeneration | str | os.PathLike | None = None,
+        guidance_scale: float = 1.0,
     ) -> None:
+        self.guidance_scale = guidance_scale
         generator = generator_of(policy)
         self.adapted = policy if ref_model is None and isinstance(policy, PeftModel) else None
         if self.adapted is not None:
@@ -198,6 +201,10 @@ class Anchor:
 
     @torch.no_grad()
     def logits(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float) -> Tensor:
-        """The anchor's logits [B, K, S, V] of codes [B, K, F], divided by `temperature`."""
+        """The anchor's logits [B, K, S, V] of codes [B, K, F], guided, divided by `temperature`."""
         with nullcontext() if self.adapted is None else self.adapted.disable_adapter():
-            return self.generator.code_logits(codes, input_ids, attention_mask, temperature)
+            asked = self.generator.code_logits(codes, input_ids, attention_mask, temperature)
+            if self.guidance_scale == 1:
+                return asked
+            unasked = self.generator.code_logits(codes, input_ids, torch.zeros_like(attention_mask), temperature)
+        return unasked.lerp_(asked, self.guidance_scale)
