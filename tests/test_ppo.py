@@ -23,6 +23,7 @@ from musicrl_hf.delay import delay_codes
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.likelihood import score_with_heads
 from musicrl_hf.rewards import CombinedReward
+from musicrl_hf.rewards.variety import variety
 from musicrl_hf.step_decoder import StepDecoder
 from musicrl_hf.training import losses
 from musicrl_hf.training.callbacks import KLBudget, MetricsWriter, SampleWriter
@@ -936,6 +937,13 @@ def test_jobs_that_make_no_sense_are_refused(options, named):
 def test_variety_takes_groups_that_are_scored_at_once():
     for options in ({"num_generations": 6, "per_device_train_batch_size": 12}, {"num_generations": 4}):
         PPOJob(prompts="prompts.txt", output_dir="out", reward=["quality", "0.2*variety"], **options)
+
+
+@pytest.mark.parametrize("reward", [variety, CombinedReward({"even": even_codes, "variety": variety})])
+def test_variety_of_clips_that_are_alone_is_refused_from_python_too(tmp_path, reward):
+    with pytest.raises(ValueError, match="`num_generations`"):
+        MusicPPOTrainer(readable_generator(), reward, config(tmp_path), PROMPTS)
+    MusicPPOTrainer(readable_generator(), reward, config(tmp_path, num_generations=2), PROMPTS)
 
 
 def test_weights_that_are_shared_out_are_refused(tmp_path, monkeypatch):

@@ -133,6 +133,16 @@ class PPOSettings:
                 "set on each process at once; set it lower, to half of them or less, or score_in_background to False."
             )
 
+    def check_groups(self, clips: int) -> None:
+        """ValueError where a reward that compares the clips of a prompt would not hear them together, of `clips` of a set."""
+        heard, of_a_prompt = self.local_rollout_forward_batch_size, self.num_generations
+        if of_a_prompt < 2 or (clips > heard and heard % of_a_prompt):
+            raise ValueError(
+                f"`reward` names variety, which compares the clips of a prompt: `num_generations` = {of_a_prompt} must be at least "
+                f"2, and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it or at least the "
+                f"{clips} clips of a set."
+            )
+
     @property
     def steps_per_rollout(self) -> int:
         """Optimiser steps made on each set of sampled clips."""
@@ -161,7 +171,7 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
         if self.max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1 optimiser step, got {self.max_steps!r}.")
         self.check_multiple("max_steps", self.max_steps)
-        self.check_clips(self.train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
+        self.check_clips(self.clips_per_rollout)
         if self.save_strategy != "no":
             self.check_multiple("save_steps", self.save_steps)
         _ = self.rewards_at  # a device that is not there is known before anything is loaded
@@ -175,6 +185,11 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
                 f"{self.n_gpu} GPUs are visible to one process, which would split the batch behind the sampler's back; "
                 "start with `accelerate launch` (one process a GPU) or set CUDA_VISIBLE_DEVICES=0."
             )
+
+    @property
+    def clips_per_rollout(self) -> int:
+        """Clips of a set on each process."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
     @property
     def rewards_at(self) -> torch.device:
@@ -229,8 +244,13 @@ class PPOJob(PPOSettings, TrainingJob):
                 "or leave watch empty."
             )
         check_single_clips(self.watch, "watch")
+        clips = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
         if "variety" in split_specs(self.reward):
-            self._check_groups()
+            self.check_groups(clips)
+            if self.guard == "reward/variety":
+                raise ValueError(
+                    "`guard` = 'reward/variety' is 0 in every evaluation, which samples one clip of a prompt; name another metric."
+                )
         self._check_guard()
         if self.lora_r and self.value_model == "separate":
             raise ValueError(
@@ -239,22 +259,7 @@ class PPOJob(PPOSettings, TrainingJob):
             )
         self.check_multiple("max_steps", self.max_steps)
         self.check_multiple("save_steps", self.save_steps)
-        self.check_clips(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
-
-    def _check_groups(self) -> None:
-        """A reward that compares the clips of a prompt has to hear them together; evaluations sample one of each prompt."""
-        heard, clips = self.local_rollout_forward_batch_size, self.num_generations
-        in_all = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
-        if clips < 2 or (in_all > heard and heard % clips):
-            raise ValueError(
-                f"`reward` names variety, which compares the clips of a prompt: `num_generations` = {clips} must be at least 2, "
-                f"and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it or at least the "
-                f"{in_all} clips of a set."
-            )
-        if self.guard == "reward/variety":
-            raise ValueError(
-                "`guard` = 'reward/variety' is 0 in every evaluation, which samples one clip of a prompt; name another metric."
-            )
+        self.check_clips(clips)
 
     def _check_guard(self) -> None:
         if self.guard_patience < 1:
