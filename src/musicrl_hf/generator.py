@@ -31,6 +31,7 @@ from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
 from .likelihood import Statistic, StepScores, score_with_heads
 from .places import check_model_type, find_model
+from .recompute import recomputed
 from .sampling import check_sampling, check_temperature, draw_codes
 from .step_decoder import StepDecoder
 from .step_graph import check_graph, next_logits
@@ -207,12 +208,13 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         pad = self.config.pad_code
         delayed = delay_codes(codes, pad, self.config.audio_channels)
         shifted = torch.cat([torch.full_like(delayed[..., :1], pad), delayed[..., :-1]], -1)
-        hidden = self.decoder.model(
-            input_ids=shifted.flatten(0, 1),
-            encoder_hidden_states=text_states,
-            encoder_attention_mask=text_mask,
-            use_cache=False,
-        ).last_hidden_state
+        with recomputed(self.decoder.model.decoder.layers):
+            hidden = self.decoder.model(
+                input_ids=shifted.flatten(0, 1),
+                encoder_hidden_states=text_states,
+                encoder_attention_mask=text_mask,
+                use_cache=False,
+            ).last_hidden_state
         return hidden, delayed
 
     def code_logits(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -331,11 +333,10 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         Raises:
             ValueError: no prompts, or an argument out of range.
         """
-        frames = self.frames_for(duration_s)
         random = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         codes = self.sample_codes(
             *self.text_inputs(prompts),
-            frames,
+            self.frames_for(duration_s),
             temperature=temperature,
             top_k=top_k,
             guidance_scale=guidance_scale,

@@ -1,0 +1,110 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+from test_ppo import LORA
+from tiny import tiny_generator
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers.activations import GELUActivation
+
+from musicrl_hf import generator as generator_module
+from musicrl_hf.recompute import recomputed
+from musicrl_hf.training.ppo_policy import add_lora, generator_of
+
+PROMPTS = ["slow piano", "fast guitar drums"]
+
+
+def gradients(model: nn.Module, codes: Tensor, bf16: bool = False) -> dict[str, Tensor]:
+    generator = generator_of(model)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        scores = generator.score_codes(codes, *generator.text_inputs(PROMPTS))
+    (scores.logprobs.sum() + scores.entropies.square().sum()).backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def kept_bytes(run) -> int:
+    """What a forward pass leaves in memory, of all that it took."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        left = run()
+    assert left is not None
+    return sum(event.self_cpu_memory_usage for event in profile.events())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradients_are_the_same_to_the_bit(monkeypatch, lora, checkpointing):
+    model = tiny_generator()
+    model.train().disable_dropout()
+    model.freeze_codec()
+    model = add_lora(model, LORA, "base") if lora else model
+    if checkpointing:
+        generator_of(model).decoder.gradient_checkpointing_enable()
+    codes = torch.randint(0, 16, (2, 4, 7))
+    ours = gradients(model, codes)
+    monkeypatch.setattr(generator_module, "recomputed", lambda layers: nullcontext())
+    kept = gradients(model, codes)
+    assert len(ours) > 10
+    assert ours.keys() == kept.keys()
+    for name, gradient in kept.items():
+        assert torch.equal(ours[name], gradient), name
+
+
+def test_gradients_under_autocast_are_those_of_autocast(monkeypatch):
+    model = tiny_generator()
+    model.train().disable_dropout()
+    model.freeze_codec()
+    codes = torch.randint(0, 16, (2, 4, 7))
+    exact, ours = gradients(model, codes), gradients(model, codes, bf16=True)
+    monkeypatch.setattr(generator_module, "recomputed", lambda layers: nullcontext())
+    kept = gradients(model, codes, bf16=True)
+
+    def away(found: dict[str, Tensor]) -> float:
+        errors = [(found[name] - gradient).norm() / gradient.norm().clamp(min=1e-3) for name, gradient in exact.items()]
+        return float(torch.stack(errors).mean())
+
+    assert 0 < away(ours) < 1.2 * away(kept)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_third_of_the_activations_is_not_kept(monkeypatch, bf16):
+    model = tiny_generator(layers=4)
+    model.train().disable_dropout()
+    codes = torch.randint(0, 16, (2, 4, 60))
+    states = model.encode_text(*model.text_inputs(PROMPTS)).detach()
+    mask = model.text_inputs(PROMPTS)[1]
+
+    def hidden() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model.decoder_hidden(codes, states, mask)[0]
+
+    hidden()  # what a first call leaves for later ones is not counted
+    ours = kept_bytes(hidden)
+    monkeypatch.setattr(generator_module, "recomputed", lambda layers: nullcontext())
+    assert 0 < ours < 0.75 * kept_bytes(hidden)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), GELUActivation(), nn.ReLU()])
+def test_what_reads_a_norm_in_another_order_gets_its_own(activation):
+    """The transpose of an output has its place and size, and is another tensor."""
+
+    class Twisted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.activation = nn.LayerNorm(6), activation
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, states: Tensor) -> Tensor:
+            normed = self.norm(states)
+            return self.activation(normed.T @ self.weight) @ self.weight + normed.mul(normed)
+
+    layer, states = Twisted(), torch.randn(6, 6)
+    layer(states).square().sum().backward()
+    expected = {name: weight.grad.clone() for name, weight in layer.named_parameters()}
+    layer.zero_grad()
+    with recomputed([layer]):
+        loss = layer(states).square().sum()
+    loss.backward()
+    for name, weight in layer.named_parameters():
+        assert_close(weight.grad, expected[name], rtol=0, atol=0, msg=name)
