@@ -73,7 +73,6 @@ LIMITS = {
         "It knows the words and sounds of its own captions only; anything else in a prompt is passed over.",
     ],
     "musicrl-tiny-quality": [
-        "Its sound encoder is that of the musicrl-tiny-adherence before the one that ships now.",
         "Its ratings are simulated: a ladder of degradations (recipes/degradations.py: noise, clipping, narrow band, few bits, "
         "gaps, warped pitch, lost or scrambled codes), whose costs are ViSQOL's on four clips, and for warped pitch and scrambled "
         "codes a choice. Nobody rated anything. It knows those faults, not taste; of one that it never heard, crackle, see above.",
@@ -81,7 +80,7 @@ LIMITS = {
 }
 
 
-BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # the version before, whose sound encoder it keeps
+BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # whose sound encoder it keeps
 # adapter -> its name in results/paper.json, and what it was tuned on
 ADAPTERS = {
     "musicrl-tiny-r": ("r", "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality"),
@@ -104,6 +103,7 @@ TUNED_LIMITS = [
     *SIMULATED_LIMITS,
     "The adherence that it was tuned on or measured by is that of the musicrl-tiny-adherence before the one that ships now, which heard "
     "the instrument and nothing else of a prompt.",
+    "The quality is that of the musicrl-tiny-quality before the one that ships now, which told faults apart less well.",
     "It was tuned and measured through the codec's decoder before the one that musicrl-tiny has now; results/fresh_prompts.json and "
     "results/guidance.json of the project have its win rates with that one.",
 ]

@@ -51,7 +51,10 @@ LAYERS = (  # each may import from those before it, and from its own
     ("licences", "records"),
     ("cards",),
     ("hub",),
-    ("codec", "codec_conversion", "delay", "sampling", "likelihood", "fused_linear", "step_decoder", "step_graph"),
+    (
+        *("codec", "codec_conversion", "delay", "sampling", "likelihood", "recompute", "fused_linear", "step_decoder"),
+        "step_graph",
+    ),
     ("configuration",),
     ("generator",),
     ("flat",),
