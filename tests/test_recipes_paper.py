@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from test_schema import row
 from tiny import tiny_generator
 
@@ -39,7 +40,7 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
     runs += [run for part in recipe("run").PLANS.values() for run in part(tmp_path, sizes)]
     assert len({run.name for run in runs}) == len(runs) > 12
     scripts = [run for run in runs if run.script]
-    assert {run.script for run in scripts} == {"many_prompts", "join_votes", "one_adapter"}
+    assert {run.script for run in scripts} == {"many_prompts", "join_votes", "one_adapter", "add_adapter"}
     for run in scripts:
         assert (PAPER / f"{run.script}.py").is_file()
         assert run.folder.is_relative_to(tmp_path)
@@ -102,6 +103,25 @@ def test_what_the_adapters_stand_on_may_be_an_adapter(recipe, stack, tmp_path):
         torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="`base` = 'musicrl-tiny-r'.*stands on .*base"):
         recipe("one_adapter").join(stack, "musicrl-tiny-r", tmp_path / "another")
+
+
+def test_a_share_of_an_adapter_is_added_to_another(recipe, stack, tmp_path):
+    """What the lowest adapter changes, once more and by half, on top of all three."""
+    base, lowest, whole = (
+        load_generator(str(tmp_path / name)).state_dict() for name in ("base", "adapter_0", stack.name)
+    )
+    recipe("add_adapter").add(tmp_path / "adapter_0", 0.5, str(stack), tmp_path / "more")
+    found = load_generator(str(tmp_path / "more")).state_dict()
+    assert any(not torch.allclose(whole[name], value) for name, value in found.items())
+    for name, value in found.items():
+        torch.testing.assert_close(value, whole[name] + (lowest[name] - base[name]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_no_share_is_taken_of_what_is_no_adapter(recipe, tmp_path):
+    save_file({"score.weight": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="'score.weight' is no LoRA matrix"):
+        recipe("add_adapter").add(tmp_path, 0.5, "musicrl-tiny", tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_adapters_that_do_not_go_together_are_refused(recipe, stack, tmp_path):

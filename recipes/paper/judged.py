@@ -5,7 +5,8 @@ Beside them two panels of simulated listeners that no run votes or compares with
     python recipes/paper/judged.py --work build/paper --recipe_work build/tiny
 
 `--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json, or of what was made on the
-larger budget (`--larger`) WORK/larger/judged.json; what is in it is kept, so remove it where systems or judges have changed.
+larger budget (`--part larger`) WORK/larger/judged.json, and likewise `--part guided`, with the bundled R and RU; what is in it is kept,
+so remove it where systems or judges have changed.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from judge import choose_prompts, figures, sample
 from judges import JUDGED_S, Judges
 
 from musicrl_hf import load_generator
+from musicrl_hf.bundled import CHECKPOINTS
 from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
+GUIDED = ("distilled", "ru_half", "ru_whole")  # of WORK/guided
 LARGER = ("r_larger", "u", "ru_first", "ru_anew", "ru2", "ru3", "ru")  # of WORK/larger, beside those of the first seed
 
 
@@ -34,7 +37,9 @@ def main() -> None:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="those of the align runs that there are"
     )
     parser.add_argument(
-        "--larger", action="store_true", help="the systems of the larger budget, all by the same judges"
+        "--part",
+        choices=["larger", "guided"],
+        help="the systems of this part in place of the seeds', all by the same judges",
     )
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
@@ -47,13 +52,16 @@ def main() -> None:
     others = half + order.permutation(half)[: args.prompts]
     rows, prompts = [rows[i] for i in chosen], choose_prompts([rows[i] for i in chosen])
     reference = judges.hear(to_float(clips[others, : JUDGED_S * SAMPLING_RATE]))["embedding"]
-    path = args.work / ("larger/judged.json" if args.larger else "judged.json")
+    path = args.work / (args.part or ".") / "judged.json"
     found: dict = {"prompts": len(prompts), "guidance_scale": 1.0, "seconds": JUDGED_S, "seeds": {}}
     if path.exists():
         found["seeds"] = read_json(path)["seeds"]
-    for seed in [0] if args.larger else args.seeds:
+    for seed in [0] if args.part else args.seeds:
         folders = {name: args.work / f"seed_{seed}" / name for name in SYSTEMS}
-        if args.larger:
+        if args.part == "guided":
+            folders = {name: CHECKPOINTS / f"musicrl-tiny-{name}" for name in ("r", "ru")}
+            folders = {"base": args.work} | folders | {name: args.work / "guided" / name for name in GUIDED}
+        if args.part == "larger":
             folders = {f"small_{name}" if name in LARGER else name: folder for name, folder in folders.items()}
             folders |= {name: args.work / "larger" / name for name in LARGER}
         heard = found["seeds"].setdefault(str(seed), {})

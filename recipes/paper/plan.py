@@ -39,6 +39,7 @@ class Sizes:
         10,
     )  # R and, three quarters, the first RU; U and RU; RU's last without and with
     larger_reward_steps: tuple[int, int] = (800, 1000)  # on the first votes, on all
+    guided_steps: int = 60  # of guidance distillation
 
 
 TINY = Sizes(
@@ -61,6 +62,7 @@ TINY = Sizes(
     larger_batch=4,
     larger_steps=(4, 2, 2, 2),
     larger_reward_steps=(4, 4),
+    guided_steps=2,
 )
 
 

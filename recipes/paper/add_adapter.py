@@ -1,0 +1,51 @@
+"""A share of what one adapter learned, on another generator of the same base: weights are added, nothing is trained.
+
+    python recipes/paper/add_adapter.py guided --share 0.5 --on musicrl-tiny-ru --out ru_guided
+
+Both start from the same weights, so that what each of them changed can stand side by side (task arithmetic, Ilharco et al. 2023,
+arXiv:2212.04089). The adapter that is written stands on the other generator, which may be an adapter itself.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from one_adapter import CONFIG, WEIGHTS
+from safetensors.torch import load_file, save_file
+
+from musicrl_hf.audio import atomic_path
+
+
+def add(folder: Path, share: float, on: str, out: Path) -> None:
+    """Write `share` of the LoRA adapter in `folder` as an adapter on `on`.
+
+    Raises:
+        ValueError: something else than LoRA matrices is in it.
+    """
+    weights = load_file(folder / WEIGHTS)
+    for name in weights:
+        if not name.endswith(("lora_A.weight", "lora_B.weight")):
+            raise ValueError(
+                f"{folder}: {name!r} is no LoRA matrix, and a share of it would be no share of what it does."
+            )
+    weights = {name: value * share if name.endswith("lora_B.weight") else value for name, value in weights.items()}
+    config = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": on}
+    with atomic_path(out) as temporary:
+        temporary.mkdir()
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("adapter", type=Path, help="folder of the adapter that is added")
+    parser.add_argument("--share", type=float, default=1.0, help="of what it changes")
+    parser.add_argument("--on", required=True, help="what it is added to: a name or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the adapter on that")
+    args = parser.parse_args()
+    add(args.adapter, args.share, args.on, args.out)
+    print(f"{args.out}: {args.share:g} of {args.adapter} on {args.on}")
+
+
+if __name__ == "__main__":
+    main()
