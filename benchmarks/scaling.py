@@ -214,7 +214,7 @@ that is, and in brackets how many times the operations are; of memory in bracket
 * **A training step** has all positions at once and follows its operations: linear in the batch, and {by_length:.1f} times for clips six
   times as long, for attention compares all positions with all (the line counts the whole square; half of it is masked).
 * **Memory** of a step is what the backward pass keeps, linear in batch and length; gradients come while that goes. Its line is no
-  prediction at 16 clips: that a layer keeps 20 H of a position was chosen there, from 34 at first, and what it is worth shows
+  prediction at 16 clips: that attention copies none of the 13 H of a position that a layer keeps was told there, and what it is worth shows
   in the other rows, where the line is up to {off:.1f} times too many. Sampling holds keys and values and, on x86 CPUs, a second copy of the weights.
 
 ## What is assumed
@@ -229,7 +229,7 @@ that is, and in brackets how many times the operations are; of memory in bracket
   GPUs share without a word to each other.
 * PPO under DDP with `bf16`: weights, gradients and AdamW in float32 (4 + 4 + 8 bytes a trained number), the anchor in float32 (with
   LoRA it is the base, and costs nothing), matrices multiplied in bfloat16, of which a copy is held. Activations are checkpointed: one H a layer and position,
-  a layer's 20 H (see above), both in bfloat16, and one of [K, V] in float32 (the anchor's logits; the policy's own are worked out a few clips at a time), for {MICRO_BATCH} clips at a time.
+  a layer's 20 H (the 13 H above and the 7 H that are made again elsewhere), both in bfloat16, and one of [K, V] in float32 (the anchor's logits; the policy's own are worked out a few clips at a time), for {MICRO_BATCH} clips at a time.
 * Each GPU samples {CLIPS} clips of {CLIP_S:g} s, {small.point.steps} decoder steps, in bfloat16, and passes over them once. Gradients are
   reduced once an iteration, in float32, in a ring, while nothing else runs: a worst case, for DDP reduces while it computes.
 
