@@ -99,11 +99,14 @@ SIMULATED_LIMITS = [
     "What the judges hear of it, which no reward knows, stands above beside the base model's own figures: where they fell, the "
     "simulated taste was bought with what a prompt asks for.",
 ]
+OLDER_QUALITY = (
+    "The quality is that of the musicrl-tiny-quality before the one that ships now, which told faults apart less well."
+)
 TUNED_LIMITS = [
     *SIMULATED_LIMITS,
     "The adherence that it was tuned on or measured by is that of the musicrl-tiny-adherence before the one that ships now, which heard "
     "the instrument and nothing else of a prompt.",
-    "The quality is that of the musicrl-tiny-quality before the one that ships now, which told faults apart less well.",
+    OLDER_QUALITY,
     "It was tuned and measured through the codec's decoder before the one that musicrl-tiny has now; results/fresh_prompts.json and "
     "results/guidance.json of the project have its win rates with that one.",
 ]
@@ -197,7 +200,7 @@ def larger_record(name: str) -> Record:
             "independent judges": _heard(heard[key]),
             "independent judges, musicrl-tiny": _heard(heard["base"]),
         },
-        limits=[*SIMULATED_LIMITS, *VARIED_LIMITS, found["note"]],
+        limits=[*SIMULATED_LIMITS, *VARIED_LIMITS, OLDER_QUALITY, found["note"]],
         clips=_results("judge")["clips"],
         command="python recipes/paper/run.py --work build/paper --parts align larger",
         date=found["date"],

@@ -904,6 +904,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
         ({"max_steps": 0}, "max_steps"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"max_kl": 0.0}, "max_kl"),
+        ({"max_kl": 60.0, "ref_guidance_scale": 3.0}, "max_kl"),
         ({"reward": []}, "reward"),
         ({"eval_steps": 10}, "eval_prompts"),
         ({"sample_steps": 10}, "eval_prompts"),
@@ -939,10 +940,16 @@ def test_variety_takes_groups_that_are_scored_at_once():
         PPOJob(prompts="prompts.txt", output_dir="out", reward=["quality", "0.2*variety"], **options)
 
 
-@pytest.mark.parametrize("reward", [variety, CombinedReward({"even": even_codes, "variety": variety})])
+@pytest.mark.parametrize(
+    "reward", [variety, CombinedReward({"even": even_codes, "more": CombinedReward({"variety": variety})})]
+)
 def test_variety_of_clips_that_are_alone_is_refused_from_python_too(tmp_path, reward):
     with pytest.raises(ValueError, match="`num_generations`"):
         MusicPPOTrainer(readable_generator(), reward, config(tmp_path), PROMPTS)
+    with pytest.raises(ValueError, match="`watch`"):
+        MusicPPOTrainer(
+            readable_generator(), even_codes, config(tmp_path), PROMPTS, eval_dataset=PROMPTS, watch={"how": reward}
+        )
     MusicPPOTrainer(readable_generator(), reward, config(tmp_path, num_generations=2), PROMPTS)
 
 

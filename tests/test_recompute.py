@@ -67,10 +67,14 @@ def test_gradients_under_autocast_are_those_of_autocast(monkeypatch):
     assert 0 < away(ours) < 1.2 * away(kept)
 
 
+@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_third_of_the_activations_is_not_kept(monkeypatch, bf16):
+def test_a_quarter_of_the_activations_or_more_is_not_kept(monkeypatch, bf16, lora):
     model = tiny_generator(layers=4)
     model.train().disable_dropout()
+    model.text_encoder.requires_grad_(False)
+    if lora:
+        add_lora(model, LORA, "base")
     codes = torch.randint(0, 16, (2, 4, 60))
     states = model.encode_text(*model.text_inputs(PROMPTS)).detach()
     mask = model.text_inputs(PROMPTS)[1]
@@ -82,12 +86,34 @@ def test_a_third_of_the_activations_is_not_kept(monkeypatch, bf16):
     hidden()  # what a first call leaves for later ones is not counted
     ours = kept_bytes(hidden)
     monkeypatch.setattr(generator_module, "recomputed", lambda layers: nullcontext())
-    assert 0 < ours < 0.75 * kept_bytes(hidden)
+    assert 0 < ours <= 0.76 * kept_bytes(hidden)
+
+
+def test_adapters_widen_their_inputs_again_afterwards():
+    model = tiny_generator()
+    layers = add_lora(model, LORA, "base").get_base_model().decoder.model.decoder.layers
+    adapters = [part for part in layers.modules() if hasattr(part, "cast_input_dtype_enabled")]
+    with torch.autocast("cpu", torch.bfloat16), recomputed(layers):
+        assert not any(part.cast_input_dtype_enabled for part in adapters)
+    assert adapters
+    assert all(part.cast_input_dtype_enabled for part in adapters)
+
+
+@pytest.mark.parametrize("changed", ["norm", "linear"])
+def test_weights_that_change_before_the_backward_pass_are_an_error(changed):
+    layer = nn.ModuleDict({"norm": nn.LayerNorm(4), "linear": nn.Linear(4, 4)})
+    states = torch.randn(2, 4, requires_grad=True)
+    with recomputed([layer]):
+        loss = layer["linear"](layer["norm"](states)).sum()
+    with torch.no_grad():
+        layer[changed].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), GELUActivation(), nn.ReLU()])
 def test_what_reads_a_norm_in_another_order_gets_its_own(activation):
-    """The transpose of an output has its place and size, and is another tensor."""
+    """The transpose of an output has its place and size, and so has what it was changed to; both are other tensors."""
 
     class Twisted(nn.Module):
         def __init__(self) -> None:
@@ -97,7 +123,13 @@ def test_what_reads_a_norm_in_another_order_gets_its_own(activation):
 
         def forward(self, states: Tensor) -> Tensor:
             normed = self.norm(states)
-            return self.activation(normed.T @ self.weight) @ self.weight + normed.mul(normed)
+            halved = self.norm(states.flip(0)).mul_(0.5)
+            turned = self.activation((normed @ self.weight).T).T
+            return (
+                self.activation(normed.T @ self.weight) @ self.weight
+                + normed.mul(normed)
+                + (turned + halved) @ self.weight
+            )
 
     layer, states = Twisted(), torch.randn(6, 6)
     layer(states).square().sum().backward()

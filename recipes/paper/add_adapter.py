@@ -8,20 +8,24 @@ arXiv:2212.04089). The adapter that is written stands on the other generator, wh
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from one_adapter import CONFIG, WEIGHTS
 from safetensors.torch import load_file, save_file
 
 from musicrl_hf.audio import atomic_path
+from musicrl_hf.places import whole_path
 
 
 def add(folder: Path, share: float, on: str, out: Path) -> None:
-    """Write `share` of the LoRA adapter in `folder` as an adapter on `on`.
+    """Write `share` of the LoRA adapter in `folder` as an adapter on `on`, which grew from what that stood on.
 
     Raises:
-        ValueError: something else than LoRA matrices is in it.
+        ValueError: a share that is no finite number; something else than LoRA matrices in the folder.
     """
+    if not math.isfinite(share):
+        raise ValueError(f"`share` must be a finite number, got {share!r}.")
     weights = load_file(folder / WEIGHTS)
     for name in weights:
         if not name.endswith(("lora_A.weight", "lora_B.weight")):
@@ -29,7 +33,7 @@ def add(folder: Path, share: float, on: str, out: Path) -> None:
                 f"{folder}: {name!r} is no LoRA matrix, and a share of it would be no share of what it does."
             )
     weights = {name: value * share if name.endswith("lora_B.weight") else value for name, value in weights.items()}
-    config = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": on}
+    config = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": whole_path(on)}
     with atomic_path(out) as temporary:
         temporary.mkdir()
         (temporary / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -1,11 +1,12 @@
 """Guidance in the weights: what the base plays with guidance is taught to it without, and added to RU, which asks less of the prompt.
 
-The KL to the guided base is all that is learned (Cideron et al. 2024, arXiv:2410.06084); what that changes is added to what RU's
-adapters change, whole and by half.
+The policy learns from the KL to the guided base alone (Cideron et al. 2024, arXiv:2410.06084), and its value head, at a tenth of the
+weight, from adherence; what that changes is added to what RU's adapters change, whole and by half.
 """
 
 from pathlib import Path
 
+from many_prompts import BUNDLED
 from plan import OTHER, PANEL, Run, Sizes
 
 SHARES = {"half": 0.5, "whole": 1.0}
@@ -33,7 +34,7 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
         runs.append(Run(f"guided_ru_{name}", words, Path(folder), "add_adapter"))
     compare = (
         *("evaluate", "--models", *(f"{name}={model}" for name, model in systems.items())),
-        *("--prompts", "src/musicrl_hf/prompts/heldout.txt", "--rewards", "adherence", "quality", PANEL, OTHER),
+        *("--prompts", str(BUNDLED / "heldout.txt"), "--rewards", "adherence", "quality", PANEL, OTHER),
         *(
             "--duration_s",
             f"{sizes.duration_s:g}",

@@ -138,6 +138,13 @@ def move_reward(reward: Reward, device: torch.device) -> None:
         reward.to(device)
 
 
+def compares_clips(reward: Reward) -> bool:
+    """Whether this is `variety`, or a combination with it somewhere, which says nothing of a clip alone."""
+    if isinstance(reward, CombinedReward):
+        return any(map(compares_clips, reward.rewards.values()))
+    return reward is variety
+
+
 def load_reward(spec: str) -> Reward:
     """The reward that a spec names, loaded; see `find_reward`.
 

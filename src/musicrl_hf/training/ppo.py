@@ -22,8 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..rewards import Reward, load_reward, load_rewards
-from ..rewards.combine import CombinedReward, move_reward, split_specs
-from ..rewards.variety import variety
+from ..rewards.combine import compares_clips, move_reward, split_specs
 from . import losses
 from .callbacks import KLBudget, SampleWriter
 from .checkpoints import WholeCheckpoints
@@ -84,9 +83,12 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         }.items():
             if not callable(given):
                 raise ValueError(f"`{name}` must be a callable (prompts, audio, sampling_rate) -> [B], got {given!r}.")
-        parts = reward.rewards.values() if isinstance(reward, CombinedReward) else [reward]
-        if any(part is variety for part in parts):
+        if compares_clips(reward):
             args.check_groups(args.clips_per_rollout)
+        if any(map(compares_clips, (watch or {}).values())):
+            raise ValueError(
+                "`watch` names variety, which is 0 in every evaluation, of one clip a prompt; leave it out."
+            )
         if watch and eval_dataset is None:
             raise ValueError(
                 f"`watch` = {', '.join(watch)} is scored at evaluations only, but `eval_dataset` is None; give held-out prompts."

@@ -100,7 +100,9 @@ class PPOSettings:
             if vars(self)[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]!r}.")
         if not 1 <= self.ref_guidance_scale < float("inf"):
-            raise ValueError(f"`ref_guidance_scale` must be at least 1 (no guidance), got {self.ref_guidance_scale!r}.")
+            raise ValueError(
+                f"`ref_guidance_scale` must be finite and at least 1 (no guidance), got {self.ref_guidance_scale!r}."
+            )
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
         if self.objective == "paper" and (self.num_ppo_epochs, self.num_mini_batches) != (1, 1):
@@ -231,6 +233,11 @@ class PPOJob(PPOSettings, TrainingJob):
                 raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it empty for no limit.")
+        if self.max_kl is not None and self.ref_guidance_scale > 1:
+            raise ValueError(
+                f"`max_kl` = {self.max_kl!r} stops a run at so many nats from where it starts, but with `ref_guidance_scale` = "
+                f"{self.ref_guidance_scale!r} the KL is to a guided anchor and starts far from 0; leave one of them out."
+            )
         if not self.reward:
             raise ValueError("`reward` is empty; name at least one, such as adherence.")
         if (self.eval_steps or self.sample_steps) and self.eval_prompts is None:
