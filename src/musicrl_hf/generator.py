@@ -29,7 +29,7 @@ from .codec import AudioCodec
 from .configuration import MusicRLConfig
 from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
-from .likelihood import Statistic, StepScores, score_with_heads
+from .likelihood import Statistic, StepScores, logits_with_heads, score_with_heads
 from .places import check_model_type, find_model
 from .recompute import recomputed
 from .sampling import check_sampling, check_temperature, draw_codes
@@ -221,11 +221,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         """Logits [B, K, S, V] float32 of every code, divided by `temperature`; arguments as of `score_codes`."""
         check_temperature(temperature)
         hidden, _ = self.decoder_hidden(codes, self.encode_text(input_ids, attention_mask), attention_mask)
-        shape = (len(hidden), len(self.decoder.lm_heads), hidden.shape[1], self.config.codebook_size)
-        logits = hidden.new_empty(shape, dtype=torch.float32)
-        for k, head in enumerate(self.decoder.lm_heads):
-            logits[:, k] = head(hidden)
-        return logits if temperature == 1 else logits.div_(temperature)
+        return logits_with_heads(hidden, self.decoder.lm_heads, self.config.codebook_size, temperature)
 
     def score_codes(
         self,

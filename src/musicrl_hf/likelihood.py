@@ -6,7 +6,7 @@ for a few clips and one codebook at a time, and again in the backward pass, whic
 checkpointing, Chen et al. 2016, arXiv:1604.06174).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,6 +90,14 @@ def score_with_heads(
     values = {name: torch.stack([of_one[name] for of_one in found], 1).masked_fill(~mask, 0) for name in found[0]}
     named = {name: values.pop(name) for name in ("logprobs", "entropies")}
     return StepScores(**named, mask=mask, hidden=hidden, kl=values.pop("kl", None), statistics=values)
+
+
+def logits_with_heads(hidden: Tensor, heads: Sequence[Head], codebook_size: int, temperature: float = 1.0) -> Tensor:
+    """Logits [B, K, S, V] float32 of hidden states [B, S, H] by K heads, divided by `temperature`."""
+    logits = hidden.new_empty((len(hidden), len(heads), hidden.shape[1], codebook_size), dtype=torch.float32)
+    for k, head in enumerate(heads):
+        logits[:, k] = head(hidden)
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def clips_at_once(hidden: Tensor, codebook_size: int) -> int:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
+from ..likelihood import logits_with_heads
 from ..places import unlock_weights, whole_path
 from .checkpoints import ASIDE
 from .losses import step_sums
@@ -203,8 +204,10 @@ class Anchor:
     def logits(self, codes: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: float) -> Tensor:
         """The anchor's logits [B, K, S, V] of codes [B, K, F], guided, divided by `temperature`."""
         with nullcontext() if self.adapted is None else self.adapted.disable_adapter():
-            asked = self.generator.code_logits(codes, input_ids, attention_mask, temperature)
-            if self.guidance_scale == 1:
-                return asked
-            unasked = self.generator.code_logits(codes, input_ids, torch.zeros_like(attention_mask), temperature)
-        return unasked.lerp_(asked, self.guidance_scale)
+            text_states = self.generator.encode_text(input_ids, attention_mask)
+            hidden, _ = self.generator.decoder_hidden(codes, text_states, attention_mask)
+            if self.guidance_scale > 1:  # one step of zeros to attend to is no text; and heads are linear
+                none, heard = torch.zeros_like(text_states[:, :1]), torch.ones_like(attention_mask[:, :1])
+                hidden = self.generator.decoder_hidden(codes, none, heard)[0].lerp(hidden, self.guidance_scale)
+            heads, size = self.generator.decoder.lm_heads, self.generator.config.codebook_size
+            return logits_with_heads(hidden, heads, size, temperature)
