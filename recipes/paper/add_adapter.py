@@ -29,9 +29,7 @@ def add(folder: Path, share: float, on: str, out: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     for name in weights:
         if not name.endswith(("lora_A.weight", "lora_B.weight")):
-            raise ValueError(
-                f"{folder}: {name!r} is no LoRA matrix, and a share of it would be no share of what it does."
-            )
+            raise ValueError(f"`adapter` = {folder}: {name!r} is no LoRA matrix; give an adapter of nothing else.")
     weights = {name: value * share if name.endswith("lora_B.weight") else value for name, value in weights.items()}
     config = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": whole_path(on)}
     with atomic_path(out) as temporary:
