@@ -148,7 +148,8 @@ def test_listeners_agree_more_than_chance_and_less_than_always():
         noise = torch.randn(1, 2 * RATE, generator=generator) * float(torch.rand(1, generator=generator)) * 0.05
         return melody(pitches, note_s=0.25, seconds=2.0) + noise
 
-    share = agreement(simulated_listeners(6), [("a tune", tune(), tune()) for _ in range(12)], RATE)
+    # Their noise is drawn from the bits of the clips, which differ from one kind of CPU to another: a dozen pairs are too few.
+    share = agreement(simulated_listeners(6), [("a tune", tune(), tune()) for _ in range(48)], RATE)
     assert 0.55 < share < 0.95
     with pytest.raises(ValueError, match="no pair was decided"):
         agreement(simulated_listeners(1), [("a tune", MAJOR, NOISE)], RATE)
