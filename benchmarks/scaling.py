@@ -187,7 +187,7 @@ def page() -> str:
     off = max(
         point["step"]["line_mb"] / point["step"]["mb"] for points in found["measured"].values() for point in points
     )
-    by_batch = batch[-1]["sampling"]["s"] / batch[0]["sampling"]["s"]
+    by_batch, by_step = (batch[-1][kind]["s"] / batch[0][kind]["s"] for kind in ("sampling", "step"))
     small, large = SIZES
     full = large.memory(False)
     there = json.loads((RESULTS / "sampling_small_bfloat16_cuda.json").read_text(encoding="utf-8"))
@@ -211,8 +211,8 @@ that is, and in brackets how many times the operations are; of memory in bracket
 
 * **Sampling** is short of its operations wherever a step has little to do: {batch[-1]["x"]} clips take {by_batch:.1f} times as long as
   one. A decoder step costs a fixed time, of which the clips that share it take a part each. On a GPU this goes further still.
-* **A training step** has all positions at once and follows its operations: linear in the batch, and {by_length:.1f} times for clips six
-  times as long, for attention compares all positions with all (the line counts the whole square; half of it is masked).
+* **A training step** has all positions at once and comes nearer to its operations, from below where its products are small: {by_step:.1f} times
+  for {batch[-1]["x"]} clips, and {by_length:.1f} times for clips six times as long (the line counts the whole square of attention; half of it is masked).
 * **Memory** of a step is what the backward pass keeps, linear in batch and length; gradients come while that goes. Its line is no
   prediction at 16 clips: that attention copies none of the 13 H of a position that a layer keeps was told there, and what it is worth shows
   in the other rows, where the line is up to {off:.1f} times too many. Sampling holds keys and values and, on x86 CPUs, a second copy of the weights.
