@@ -81,7 +81,7 @@ def stack(tmp_path):
 
 
 def test_adapters_on_each_other_become_one(recipe, stack, tmp_path):
-    assert recipe("one_adapter").join(stack, str(tmp_path / "base"), tmp_path / "one") == 3
+    assert recipe("one_adapter").join(stack, str(tmp_path / "base"), tmp_path / "one") == (3, 1.0)
     config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (9, 18)
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
@@ -93,9 +93,34 @@ def test_adapters_on_each_other_become_one(recipe, stack, tmp_path):
         torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
 
 
+def test_one_adapter_may_have_a_smaller_rank(recipe, stack, tmp_path):
+    """As good as a singular value decomposition of the whole change."""
+    one_adapter, base = recipe("one_adapter"), load_generator(str(tmp_path / "base")).state_dict()
+    count, kept = one_adapter.join(stack, str(tmp_path / "base"), tmp_path / "small", rank=5)
+    config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
+    assert (count, config["r"], config["lora_alpha"]) == (3, 5, 10)
+    small, whole = (load_generator(str(folder)).state_dict() for folder in (tmp_path / "small", stack))
+    shares = []
+    for name in whole:
+        change = whole[name] - base[name]
+        if change.dim() == 2 and change.abs().max() > 1e-6:
+            sizes = torch.linalg.svdvals(change) ** 2
+            shares.append(float(sizes[:5].sum() / sizes.sum()))
+            lost = (small[name] - whole[name]).square().sum() / change.square().sum()
+            assert float(lost) == pytest.approx(1 - shares[-1], abs=1e-4)
+        else:
+            torch.testing.assert_close(small[name], whole[name])
+    assert len(shares) > 1
+    assert kept == pytest.approx(min(shares), abs=1e-4)
+    assert kept < 0.999
+    with pytest.raises(ValueError, match="`rank` must be from 1 to 9.*got 10"):
+        one_adapter.join(stack, str(tmp_path / "base"), tmp_path / "large", rank=10)
+    assert not (tmp_path / "large").exists()
+
+
 def test_what_the_adapters_stand_on_may_be_an_adapter(recipe, stack, tmp_path):
     below = tmp_path / "adapter_0"
-    assert recipe("one_adapter").join(stack, str(below), tmp_path / "one") == 2
+    assert recipe("one_adapter").join(stack, str(below), tmp_path / "one") == (2, 1.0)
     config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
     assert (config["r"], config["base_model_name_or_path"]) == (7, str(below))
     one, whole = (load_generator(str(folder)).state_dict() for folder in (tmp_path / "one", stack))

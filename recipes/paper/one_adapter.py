@@ -3,7 +3,8 @@
     python recipes/paper/one_adapter.py larger/ru_last --base seed_0/r --out larger/ru
 
 PPO from an adapter trains another on top of it, so that three rounds are three adapters. What they add to a layer is one
-product of the ranks in a row. `--base` is what the lowest of them stands on, which may be an adapter itself.
+product of the ranks in a row. `--base` is what the lowest of them stands on, which may be an adapter itself. `--rank` keeps of
+each product the nearest one of that rank (Eckart and Young 1936), and says how much of it that is.
 """
 
 import argparse
@@ -51,8 +52,27 @@ def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def join(folder: Path, base: str, out: Path) -> int:
-    """Write the adapter, and say how many it is made of; ValueError where those in the stack are scaled differently."""
+def of_rank(weights: dict[str, Tensor], rank: int) -> tuple[dict[str, Tensor], float]:
+    """The nearest products B A of that rank, and the share of their squared Frobenius norm that the least of them keeps."""
+    found, kept = {}, 1.0
+    for name in (name for name in weights if name.endswith("lora_A.weight")):
+        name_b = name.replace("lora_A", "lora_B")
+        q_a, r_a = torch.linalg.qr(weights[name].double().T)
+        q_b, r_b = torch.linalg.qr(weights[name_b].double())
+        u, size, v = torch.linalg.svd(r_b @ r_a.T)  # of B A = q_b (r_b r_a') q_a', without making it
+        root = size[:rank].sqrt()
+        found[name] = (root[:, None] * (q_a @ v[:rank].T).T).to(weights[name]).contiguous()
+        found[name_b] = ((q_b @ u[:, :rank]) * root).to(weights[name_b]).contiguous()
+        kept = min(kept, float((size[:rank] ** 2).sum() / (size**2).sum().clamp(min=1e-30)))
+    return found, kept
+
+
+def join(folder: Path, base: str, out: Path, rank: int | None = None) -> tuple[int, float]:
+    """Write the adapter; how many it is made of, and the least share that `rank` keeps of what they change in a layer.
+
+    Raises:
+        ValueError: those in the stack are scaled differently, or a rank that is not from 1 to the sum of theirs.
+    """
     stack = stack_of(folder, base)
     configs = [json.loads((part / CONFIG).read_text()) for part in stack]
     scales = {config["lora_alpha"] / config["r"] for config in configs}
@@ -61,18 +81,23 @@ def join(folder: Path, base: str, out: Path) -> int:
     ]
     if len(scales) > 1 or others:
         raise ValueError(f"the adapters under {folder} are scaled by {sorted(scales)} {others}: they cannot be joined.")
-    rank = sum(config["r"] for config in configs)
+    whole, kept = sum(config["r"] for config in configs), 1.0
+    if rank is not None and not 1 <= rank <= whole:
+        raise ValueError(f"`rank` must be from 1 to {whole}, the sum of the adapters' ranks, got {rank}.")
+    weights = joined([load_file(part / WEIGHTS) for part in stack])
+    if rank is not None:
+        weights, kept = of_rank(weights, rank)
+    rank = whole if rank is None else rank
     config = configs[-1] | {
         "r": rank,
         "lora_alpha": round(rank * scales.pop()),
         "base_model_name_or_path": configs[0]["base_model_name_or_path"],
     }
-    weights = joined([load_file(part / WEIGHTS) for part in stack])
     with atomic_path(out) as temporary:
         temporary.mkdir()
         (temporary / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-    return len(stack)
+    return len(stack), kept
 
 
 def main() -> None:
@@ -80,8 +105,10 @@ def main() -> None:
     parser.add_argument("adapter", type=Path, help="folder of the last one")
     parser.add_argument("--base", required=True, help="what the lowest one stands on: a name or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the one adapter")
+    parser.add_argument("--rank", type=int, help="of the one adapter; all of theirs by default")
     args = parser.parse_args()
-    print(f"{args.out}: {join(args.adapter, args.base, args.out)} adapters in one")
+    count, kept = join(args.adapter, args.base, args.out, args.rank)
+    print(f"{args.out}: {count} adapters in one, {kept:.2%} or more of what they change in a layer")
 
 
 if __name__ == "__main__":
