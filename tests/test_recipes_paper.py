@@ -19,6 +19,7 @@ from musicrl_hf.cli import JOBS
 from musicrl_hf.config import load_config
 from musicrl_hf.preferences.listeners import LISTENER_VERSION
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
+from musicrl_hf.rewards.variety import variety
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "recipes" / "paper"
@@ -166,8 +167,13 @@ def test_many_prompts_are_new_and_the_same_again(recipe, tmp_path, monkeypatch):
     many = recipe("many_prompts")
     files = [tmp_path / name for name in ("all.txt", "a.txt", "b.txt")]
     words = [str(files[0]), "--count", "300", "--halves", *map(str, files[1:])]
-    monkeypatch.setattr(sys, "argv", ["many_prompts.py", *words])
+    part = tmp_path / "part.txt"
+    monkeypatch.setattr(sys, "argv", ["many_prompts.py", *words, "--part", "150", "225", str(part)])
     many.main()
+    assert part.read_text().splitlines() == files[2].read_text().splitlines()[:75]
+    monkeypatch.setattr(sys, "argv", ["many_prompts.py", *words, "--part", "150", "301", str(part)])
+    with pytest.raises(SystemExit, match="`--part` must be within 0 and 300.*got 150 301"):
+        many.main()
     prompts, first, second = (file.read_text().splitlines() for file in files)
     assert first + second == prompts == many.many_prompts(300) == many.many_prompts(400)[:300]
     bundled = [ROOT / "src" / "musicrl_hf" / "prompts" / f"{name}.txt" for name in ("train", "heldout")]
@@ -176,6 +182,24 @@ def test_many_prompts_are_new_and_the_same_again(recipe, tmp_path, monkeypatch):
     assert len(known) == 128 + 104
     assert not known & set(prompts)
     assert many.many_prompts(300, seed=1) != prompts
+
+
+def test_another_key_is_no_variety(recipe):
+    """Chords: the same a fourth higher counts in `variety` and not here; another kind of chord counts in both; silence in neither."""
+
+    def chord(*semitones: int) -> torch.Tensor:
+        time = torch.arange(2 * 16000) / 16000
+        return sum(torch.sin(2 * torch.pi * 262 * 2 ** (step / 12) * time) for step in semitones) / 8
+
+    major, higher, cluster, silence = chord(0, 4, 7), chord(5, 9, 12), chord(0, 1, 2), torch.zeros(2 * 16000)
+    prompts = ["a", "a", "b", "b", "c", "c", "d"]
+    audio = torch.stack([major, higher, major, cluster, major, silence, cluster])[:, None]
+    found, plain = (score(prompts, audio, 16000) for score in (recipe("any_key").variety, variety))
+    assert plain[0] > 0.5
+    assert found[0] < 0.05
+    assert found[2] > 0.2
+    torch.testing.assert_close(found[[0, 2]], found[[1, 3]])
+    assert found[4:].tolist() == [0, 0, 0]
 
 
 def test_votes_of_rounds_are_joined(recipe, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Everything the runs found, in one file: results/paper.json, from which README, cards and plots are made.
 
     python recipes/paper/gather.py --work build/paper
+    python recipes/paper/gather.py --work build/paper --part guided     # that part alone: results/guided.json
 
 Votes and ratings of all seeds are pooled; intervals come from prompts drawn anew, and say nothing of other training seeds, so
 each pooled figure has the seeds' own beside it. All listeners are simulated.
@@ -175,22 +176,23 @@ def against_base(work: Path, part: str) -> list[dict[str, Any]]:
         if name != "base":
             rate = as_json(win_rate(votes, name, "base"))
             row |= {key: rate[key] for key in ("win_rate", "low", "high", "wins", "ties", "losses")}
-            kept = (work / part / name, work / "seed_0" / name.removeprefix("small_"))
+            before = work / "larger" / name.removesuffix("_before") if name.endswith("_before") else work / part / name
+            kept = (before, work / "seed_0" / name.removeprefix("small_"))
             tuned = next((path for path in kept if path.is_dir()), None)
             if tuned is not None:
                 row["kl"] = divergence(str(tuned), "musicrl-tiny", prompts, result["settings"]["duration_s"])
             elif " best of " in name:  # at most log N - (N - 1) / N
                 n = int(name.rpartition(" ")[2])
                 row["kl"] = math.log(n) - (n - 1) / n
-            row |= spent(work, f"larger_{name}" if part == "larger" else name)
+            row |= spent(work, f"{part}_{name}" if part in ("larger", "guided") else name)
         rows.append(row)
     return rows
 
 
-def at_larger_budget(work: Path) -> dict[str, Any]:
-    """What WORK/larger holds: every pair of its systems, a row each as `against_base` has them, its rewards, what judges heard."""
-    folder = work / "larger" / "evaluation"
-    rows = against_base(work, "larger")
+def everything_of(work: Path, part: str, made_by: str) -> dict[str, Any]:
+    """What WORK/PART holds: every pair of its systems, a row each as `against_base` has them, its rewards, what judges heard."""
+    folder = work / part / "evaluation"
+    rows = against_base(work, part)
     if not rows:
         return {}
     votes, ratings = read_votes(folder / "votes.csv"), list(ratings_of(folder))
@@ -202,15 +204,15 @@ def at_larger_budget(work: Path) -> dict[str, Any]:
             {"a": rate.pop("model"), "b": rate.pop("against"), **rate}
             | {"wilcoxon_p": wilcoxon_signed_rank(ratings, a, b)[0]}
         )
-    judged = work / "larger" / "judged.json"
-    made = json.loads((work / "larger" / "u" / "result.json").read_text())
+    judged = work / part / "judged.json"
+    made = json.loads((work / part / made_by / "result.json").read_text())
     return {
         "date": made["date"],
         "hardware": made["hardware"],
         "systems": rows,
         "win_rates": pairs,
         "mos": [as_json(score) for score in mean_opinion_scores(ratings)],
-        "rewards": {path.parent.name: _reward(path) for path in sorted(work.glob("larger/reward*/result.json"))},
+        "rewards": {path.parent.name: _reward(path) for path in sorted(work.glob(f"{part}/reward*/result.json"))},
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
     }
 
@@ -247,16 +249,34 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
+def steps(folder: Path) -> list[dict[str, float]]:
+    """What a run logged as it trained: step, KL, entropy and every reward, by the last part of its name."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {"step": line["step"], "kl": line["kl"], "entropy": line["entropy"]}
+        | {_short(Path(key).name): value for key, value in line.items() if key.startswith("reward/")}
+        for line in lines
+        if "kl" in line
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--part", choices=["guided"], help="this part alone, into a file of its own")
+    parser.add_argument("--out", type=Path, help="results/paper.json by default, or the part's")
     args = parser.parse_args()
+    if args.part:
+        found = {
+            "listeners": LISTENER_VERSION,
+            **everything_of(args.work, args.part, "ru_last"),
+            "steps": {name: steps(args.work / args.part / name) for name in ("distilled", "ru_first", "ru_last")},
+            "runs": runs_of(args.work, f"{args.part}_"),
+        }
+        return write(found, args.out or OUT.with_name(f"{args.part}.json"))
     folders = seeds_of(args.work)
     judged = args.work / "judged.json"
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "runs").glob("*.json"))}
-    for run in runs.values():  # as `make paper` calls them, wherever this computer kept them
-        run["command"] = run["command"].replace(str(args.work), "build/paper")
+    runs = runs_of(args.work)
     made = json.loads((next(iter(folders.values())).parent / "u" / "result.json").read_text())
     found = {
         "listeners": LISTENER_VERSION,
@@ -274,15 +294,27 @@ def main() -> None:
         },
         "reach": against_base(args.work, "curves"),
         "limits": against_base(args.work, "limits"),
-        "larger": at_larger_budget(args.work),
+        "larger": everything_of(args.work, "larger", "u"),
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
         "runs": runs,
         "paper": PAPER,
     }
-    args.out.parent.mkdir(exist_ok=True)
-    with atomic_path(args.out) as temporary:
+    write(found, args.out or OUT)
+
+
+def runs_of(work: Path, start: str = "") -> dict[str, Any]:
+    """Command, seconds and memory of the runs whose names start so."""
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted((work / "runs").glob(f"{start}*.json"))}
+    for run in runs.values():  # as `make paper` calls them, wherever this computer kept them
+        run["command"] = run["command"].replace(str(work), "build/paper")
+    return runs
+
+
+def write(found: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(exist_ok=True)
+    with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(_rounded(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    print(f"{args.out}: {', '.join(name for name, value in found.items() if value)}")
+    print(f"{out}: {', '.join(name for name, value in found.items() if value)}")
 
 
 def _rounded(value: Any) -> Any:

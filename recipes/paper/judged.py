@@ -5,7 +5,7 @@ Beside them two panels of simulated listeners that no run votes or compares with
     python recipes/paper/judged.py --work build/paper --recipe_work build/tiny
 
 `--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json, or of what was made on the
-larger budget (`--part larger`) WORK/larger/judged.json, and likewise `--part guided`, with the bundled R and RU; what is in it is kept,
+larger budget (`--part larger`) WORK/larger/judged.json, and likewise `--part guided`, with the first seed's R and U; what is in it is kept,
 so remove it where systems or judges have changed.
 """
 
@@ -21,11 +21,16 @@ from judge import choose_prompts, figures, sample
 from judges import JUDGED_S, Judges
 
 from musicrl_hf import load_generator
-from musicrl_hf.bundled import CHECKPOINTS
 from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
-GUIDED = ("distilled", "ru_half", "ru_whole")  # of WORK/guided
+GUIDED = (
+    "distilled",
+    "ru_half",
+    "ru_whole",
+    "ru_first",
+    "ru",
+)  # of WORK/guided, beside R, U and what they were added to
 LARGER = ("r_larger", "u", "ru_first", "ru_anew", "ru2", "ru3", "ru")  # of WORK/larger, beside those of the first seed
 
 
@@ -59,8 +64,9 @@ def main() -> None:
     for seed in [0] if args.part else args.seeds:
         folders = {name: args.work / f"seed_{seed}" / name for name in SYSTEMS}
         if args.part == "guided":
-            folders = {name: CHECKPOINTS / f"musicrl-tiny-{name}" for name in ("r", "ru")}
-            folders = {"base": args.work} | folders | {name: args.work / "guided" / name for name in GUIDED}
+            folders = {name: args.work / "seed_0" / name for name in ("base", "r", "u")}
+            folders["ru_before"] = args.work / "larger" / "ru"
+            folders |= {name: args.work / "guided" / name for name in GUIDED}
         if args.part == "larger":
             folders = {f"small_{name}" if name in LARGER else name: folder for name, folder in folders.items()}
             folders |= {name: args.work / "larger" / name for name in LARGER}

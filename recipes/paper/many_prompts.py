@@ -64,10 +64,22 @@ def main() -> None:
     parser.add_argument(
         "--halves", type=Path, nargs=2, help="two more files, for the first and the second half of them"
     )
+    parser.add_argument(
+        "--part", nargs=3, metavar=("FROM", "UP_TO", "FILE"), help="one more file, for those of them, from 0"
+    )
     arguments = parser.parse_args()
     prompts, half = many_prompts(arguments.count, arguments.seed), arguments.count // 2
-    parts = [prompts[:half], prompts[half:], prompts] if arguments.halves else [prompts]
-    for part, out in zip(parts, [*(arguments.halves or ()), arguments.out], strict=True):
+    files = {}
+    if arguments.halves:
+        files |= dict(zip(arguments.halves, (prompts[:half], prompts[half:]), strict=True))
+    if arguments.part:
+        first, end, out = int(arguments.part[0]), int(arguments.part[1]), Path(arguments.part[2])
+        if not 0 <= first < end <= len(prompts):
+            raise SystemExit(
+                f"`--part` must be within 0 and {len(prompts)}, the first below the second, got {first} {end}."
+            )
+        files[out] = prompts[first:end]
+    for out, part in {**files, arguments.out: prompts}.items():
         with atomic_path(out) as path:
             path.write_text("\n".join(part) + "\n")
 
