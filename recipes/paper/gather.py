@@ -270,7 +270,9 @@ def main() -> None:
         found = {
             "listeners": LISTENER_VERSION,
             **everything_of(args.work, args.part, "ru_last"),
-            "steps": {name: steps(args.work / args.part / name) for name in ("distilled", "ru_first", "ru_last")},
+            "steps": {
+                name: steps(args.work / args.part / name) for name in ("distilled", "ru_first", "ru_second", "ru_last")
+            },
             "runs": runs_of(args.work, f"{args.part}_"),
         }
         return write(found, args.out or OUT.with_name(f"{args.part}.json"))

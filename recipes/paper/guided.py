@@ -2,8 +2,8 @@
 
 The policy learns from the KL to the guided base alone (Cideron et al. 2024, arXiv:2410.06084), and its value head, at a tenth of the
 weight, from adherence; what that changes is added to what the larger budget's RU changes, whole and by half. From there RU is tuned
-on, on rewards that were learned from votes on its own clips too, with more of adherence than before and with a variety for which
-another key is no news: what ships.
+on, on rewards that were learned from votes on its own clips too, with more of adherence than before, and with a variety for which
+another key is no news until the last steps: what ships.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from many_prompts import BUNDLED
 from plan import OTHER, PANEL, Run, Sizes
 
 SHARES = {"half": 0.5, "whole": 1.0}
-RANK = 64  # of the adapter that ships; in place of 96, of which it keeps nearly all
+RANK = 64  # of the adapter that ships; in place of 112, of which it keeps nearly all
 
 
 def guided(work: Path, sizes: Sizes) -> list[Run]:
@@ -68,24 +68,30 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
         )
         runs.append(Run(f"guided_{folder.name}", command, folder / "result.json"))
 
-    def tuned(name: str, model: str, steps: int, preference: float, adherence: float, seed: int) -> str:
-        """PPO on both learned rewards, adherence and variety, anchored to RU with guidance in its weights."""
-        clips = str(2 * sizes.batch)
-        rewards = [f"{preference / 2:g}*preference:{folder}" for folder in learned]
+    def tuned(name: str, model: str, steps: int, beside: dict[str, float], entropy_coef: float, seed: int) -> str:
+        """PPO on both learned rewards and what stands beside them, anchored to RU with guidance in its weights."""
+        clips, preference = str(2 * sizes.batch), (1 - sum(beside.values())) / 2
+        rewards = {f"preference:{folder}": preference for folder in learned} | beside
         command = (
             *("ppo", "--model", model, "--ref_model", systems["ru_whole"], "--prompts", str(prompts), *duration),
             *("--max_steps", str(steps), "--per_device_train_batch_size", clips),
             *("--local_rollout_forward_batch_size", clips, "--num_generations", str(2 * sizes.clips_per_prompt)),
             *("--learning_rate", "7e-4", *lora, "--kl_coef", "0.01", "--seed", str(seed)),
-            *("--normalise", "normalise_then_sum", "--reward", *rewards, f"{adherence:g}*adherence"),
-            *("0.15*any_key:variety", "--output_dir", str(out / name)),
+            *("--entropy_coef", f"{entropy_coef:g}", "--normalise", "normalise_then_sum"),
+            *("--reward", *(f"{weight:.2g}*{spec}" for spec, weight in rewards.items())),
+            *("--output_dir", str(out / name)),
         )
         runs.append(Run(f"guided_{name}", command, out / name / "result.json"))
         return str(out / name)
 
-    few, many = sizes.guided_ru_steps
-    systems["ru_first"] = tuned("ru_first", systems["ru_whole"], few, 0.5, 0.35, 3)
-    last = tuned("ru_last", systems["ru_first"], many, 0.6, 0.25, 4)
+    first, second, third = sizes.guided_ru_steps
+    systems["ru_first"] = tuned(
+        "ru_first", systems["ru_whole"], first, {"adherence": 0.35, "any_key:variety": 0.15}, 0, 3
+    )
+    systems["ru_second"] = tuned(
+        "ru_second", systems["ru_first"], second, {"adherence": 0.25, "any_key:variety": 0.15}, 0, 4
+    )
+    last = tuned("ru_last", systems["ru_second"], third, {"adherence": 0.22, "variety": 0.24}, 0.001, 5)
     systems["ru"] = str(out / "ru")
     words = (last, "--base", systems["r"], "--out", systems["ru"], "--rank", str(RANK))
     runs.append(Run("guided_ru", words, out / "ru", "one_adapter"))

@@ -6,7 +6,7 @@ Beside them two panels of simulated listeners that no run votes or compares with
 
 `--recipe_work` is the folder in which recipes/judges.py ran, with its test clips. Writes WORK/judged.json, or of what was made on the
 larger budget (`--part larger`) WORK/larger/judged.json, and likewise `--part guided`, with the first seed's R and U; what is in it is kept,
-so remove it where systems or judges have changed.
+so remove it where systems or judges have changed. At another guidance scale it is judged_guidance_SCALE.json.
 """
 
 import argparse
@@ -47,6 +47,9 @@ def main() -> None:
         help="the systems of this part in place of the seeds', all by the same judges",
     )
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=1, help="clips of each prompt")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale")
+    parser.add_argument("--systems", nargs="+", help="only these, of those that there are")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -55,10 +58,17 @@ def main() -> None:
     order, half = np.random.default_rng(0), len(rows) // 2  # as recipes/judge.py chooses them
     chosen = order.permutation(half)[: args.prompts]
     others = half + order.permutation(half)[: args.prompts]
-    rows, prompts = [rows[i] for i in chosen], choose_prompts([rows[i] for i in chosen])
+    rows, prompts = [rows[i] for i in chosen] * args.draws, choose_prompts([rows[i] for i in chosen]) * args.draws
     reference = judges.hear(to_float(clips[others, : JUDGED_S * SAMPLING_RATE]))["embedding"]
-    path = args.work / (args.part or ".") / "judged.json"
-    found: dict = {"prompts": len(prompts), "guidance_scale": 1.0, "seconds": JUDGED_S, "seeds": {}}
+    name = "judged" if args.guidance == 1 else f"judged_guidance_{args.guidance:g}"
+    path = args.work / (args.part or ".") / f"{name}.json"
+    found: dict = {
+        "prompts": len(chosen),
+        "clips": len(prompts),
+        "guidance_scale": args.guidance,
+        "seconds": JUDGED_S,
+        "seeds": {},
+    }
     if path.exists():
         found["seeds"] = read_json(path)["seeds"]
     for seed in [0] if args.part else args.seeds:
@@ -70,16 +80,18 @@ def main() -> None:
         if args.part == "larger":
             folders = {f"small_{name}" if name in LARGER else name: folder for name, folder in folders.items()}
             folders |= {name: args.work / "larger" / name for name in LARGER}
+        if unknown := sorted({*(args.systems or ())} - folders.keys()):
+            parser.error(f"--systems {' '.join(unknown)}: there are {', '.join(folders)}")
         heard = found["seeds"].setdefault(str(seed), {})
         for name, folder in folders.items():
-            if name in heard or (name != "base" and not folder.is_dir()):
+            if name in heard or name not in (args.systems or folders) or (name != "base" and not folder.is_dir()):
                 continue
             if name == "base" and len(found["seeds"]) > 1:  # the same for all seeds
                 heard[name] = next(iter(found["seeds"].values()))[name]
                 continue
             say(f"seed {seed}, {name}")
             model = load_generator("musicrl-tiny" if name == "base" else str(folder))
-            audio = sample(model, prompts, guidance=1.0, seed=seed)
+            audio = sample(model, prompts, guidance=args.guidance, seed=seed)
             heard[name] = figures(judges.hear(audio), rows, prompts, reference)
             for panel in (panel_taste, other_taste):
                 heard[name][panel.__name__] = round(float(panel(prompts, audio[:, None], SAMPLING_RATE).mean()), 3)
