@@ -143,6 +143,14 @@ def test_a_share_of_an_adapter_is_added_to_another(recipe, stack, tmp_path):
         torch.testing.assert_close(value, whole[name] + (lowest[name] - base[name]) / 2, rtol=1e-5, atol=1e-6)
 
 
+def test_no_share_is_added_to_what_has_grown_from_another_generator(recipe, stack, tmp_path):
+    with pytest.raises(
+        ValueError, match="`on` = 'musicrl-tiny-r' has grown from .*musicrl-tiny, and .*adapter_0 from .*base"
+    ):
+        recipe("add_adapter").add(tmp_path / "adapter_0", 0.5, "musicrl-tiny-r", tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
 def test_no_share_is_taken_of_what_is_no_adapter(recipe, tmp_path):
     save_file({"score.weight": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="'score.weight' is no LoRA matrix"):

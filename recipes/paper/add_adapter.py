@@ -15,14 +15,22 @@ from one_adapter import CONFIG, WEIGHTS
 from safetensors.torch import load_file, save_file
 
 from musicrl_hf.audio import atomic_path
-from musicrl_hf.places import whole_path
+from musicrl_hf.bundled import resolve
+from musicrl_hf.places import base_of_adapter, whole_path
+
+
+def grown_from(name: str) -> Path:
+    """The folder of the generator below all adapters."""
+    folder = Path(resolve(name, "on"))
+    return grown_from(base_of_adapter(folder)) if (folder / CONFIG).is_file() else folder.resolve()
 
 
 def add(folder: Path, share: float, on: str, out: Path) -> None:
     """Write `share` of the LoRA adapter in `folder` as an adapter on `on`, which grew from what that stood on.
 
     Raises:
-        ValueError: a share that is no finite number; something else than LoRA matrices in the folder.
+        ValueError: a share that is no finite number; something else than LoRA matrices in the folder; generators that have not
+            grown from one.
     """
     if not math.isfinite(share):
         raise ValueError(f"`share` must be a finite number, got {share!r}.")
@@ -30,6 +38,11 @@ def add(folder: Path, share: float, on: str, out: Path) -> None:
     for name in weights:
         if not name.endswith(("lora_A.weight", "lora_B.weight")):
             raise ValueError(f"`adapter` = {folder}: {name!r} is no LoRA matrix; give an adapter of nothing else.")
+    roots = [grown_from(str(name)) for name in (folder, on)]
+    if roots[0] != roots[1]:
+        raise ValueError(
+            f"`on` = {on!r} has grown from {roots[1]}, and {folder} from {roots[0]}: give one of the same base."
+        )
     weights = {name: value * share if name.endswith("lora_B.weight") else value for name, value in weights.items()}
     config = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": whole_path(on)}
     with atomic_path(out) as temporary:
