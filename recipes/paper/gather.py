@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from guided import ROUNDS
 from plan import OTHER, PANEL
 
 from musicrl_hf import load_generator
@@ -270,9 +271,7 @@ def main() -> None:
         found = {
             "listeners": LISTENER_VERSION,
             **everything_of(args.work, args.part, "ru_last"),
-            "steps": {
-                name: steps(args.work / args.part / name) for name in ("distilled", "ru_first", "ru_second", "ru_last")
-            },
+            "steps": {name: steps(args.work / args.part / name) for name in ("distilled", *ROUNDS)},
             "runs": runs_of(args.work, f"{args.part}_"),
         }
         return write(found, args.out or OUT.with_name(f"{args.part}.json"))

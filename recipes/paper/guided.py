@@ -12,7 +12,13 @@ from many_prompts import BUNDLED
 from plan import OTHER, PANEL, Run, Sizes
 
 SHARES = {"half": 0.5, "whole": 1.0}
-RANK = 64  # of the adapter that ships; in place of 112, of which it keeps nearly all
+ROUNDS = {  # of RU from there: what stands beside the preference rewards, and the entropy bonus a nat
+    "ru_first": ({"adherence": 0.35, "any_key:variety": 0.15}, 0.0),
+    "ru_second": ({"adherence": 0.25, "any_key:variety": 0.15}, 0.0),
+    "ru_third": ({"adherence": 0.22, "variety": 0.24}, 0.001),
+    "ru_last": ({"adherence": 0.22, "variety": 0.16}, 0.001),
+}
+RANK = 64  # of the adapter that ships; in place of 128, of which it keeps nearly all
 
 
 def guided(work: Path, sizes: Sizes) -> list[Run]:
@@ -84,14 +90,11 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
         runs.append(Run(f"guided_{name}", command, out / name / "result.json"))
         return str(out / name)
 
-    first, second, third = sizes.guided_ru_steps
-    systems["ru_first"] = tuned(
-        "ru_first", systems["ru_whole"], first, {"adherence": 0.35, "any_key:variety": 0.15}, 0, 3
-    )
-    systems["ru_second"] = tuned(
-        "ru_second", systems["ru_first"], second, {"adherence": 0.25, "any_key:variety": 0.15}, 0, 4
-    )
-    last = tuned("ru_last", systems["ru_second"], third, {"adherence": 0.22, "variety": 0.24}, 0.001, 5)
+    last = systems["ru_whole"]
+    for seed, (name, steps) in enumerate(zip(ROUNDS, sizes.guided_ru_steps, strict=True), start=3):
+        beside, entropy_coef = ROUNDS[name]
+        last = systems[name] = tuned(name, last, steps, beside, entropy_coef, seed)
+    del systems["ru_last"]  # of which `ru` is one adapter
     systems["ru"] = str(out / "ru")
     words = (last, "--base", systems["r"], "--out", systems["ru"], "--rank", str(RANK))
     runs.append(Run("guided_ru", words, out / "ru", "one_adapter"))

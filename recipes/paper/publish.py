@@ -3,8 +3,9 @@
     python recipes/paper/publish.py --work build/paper
     python model_cards/build.py
 
-The first seed whatever it came to: of several seeds the best one's figures would flatter. RU is that of the larger budget, of two
-rounds, whose three adapters `one_adapter.py` made one; its U stays where it is, as it keeps less than 80 % of the base's n-grams.
+The first seed whatever it came to: of several seeds the best one's figures would flatter. RU is that of the larger budget with guidance
+in its weights, tuned on from there (guided.py), whose adapters `one_adapter.py` made one; the larger budget's U stays where it is, as it keeps
+less than 80 % of the base's n-grams.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=BASES, default=list(BASES))
     args = parser.parse_args()
     for name in args.names:
-        folder = args.work / "larger" if name == "ru" else next(iter(seeds_of(args.work).values())).parent
+        folder = args.work / "guided" if name == "ru" else next(iter(seeds_of(args.work).values())).parent
         target = CHECKPOINTS / f"musicrl-tiny-{name}"
         print(f"{target.name}: {publish(folder / name, target, BASES[name]) / 1e6:.2f} MB")
     for name in args.names:
