@@ -270,7 +270,7 @@ def main() -> None:
     if args.part:
         found = {
             "listeners": LISTENER_VERSION,
-            **everything_of(args.work, args.part, "ru_last"),
+            **everything_of(args.work, args.part, "distilled"),
             "steps": {name: steps(args.work / args.part / name) for name in ("distilled", *ROUNDS)},
             "runs": runs_of(args.work, f"{args.part}_"),
         }

@@ -40,7 +40,7 @@ class Sizes:
     )  # R and, three quarters, the first RU; U and RU; RU's last without and with
     larger_reward_steps: tuple[int, int] = (800, 1000)  # on the first votes, on all
     guided_steps: int = 60  # of guidance distillation
-    guided_ru_steps: tuple[int, ...] = (40, 75, 50, 40)  # of RU from there
+    guided_ru_steps: tuple[int, ...] = (40, 75, 50)  # of RU from there
 
 
 TINY = Sizes(
@@ -64,7 +64,7 @@ TINY = Sizes(
     larger_steps=(4, 2, 2, 2),
     larger_reward_steps=(4, 4),
     guided_steps=2,
-    guided_ru_steps=(2, 2, 2, 2),
+    guided_ru_steps=(2, 2, 2),
 )
 
 
