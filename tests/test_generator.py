@@ -281,6 +281,36 @@ def test_trainers_token_ids_do_not_reach_the_saved_model(saved, tmp_path):
     assert stock.generation_config.eos_token_id is None
 
 
+def test_an_adapter_may_say_with_what_guidance_it_is_sampled(saved, tmp_path):
+    below = str(saved[1])
+    for name in ("guided", "on_it"):
+        model = get_peft_model(load_generator(below), LoraConfig(r=2, target_modules=["v_proj", "out_proj"]))
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=1.0)  # so that the text is heard
+        model.peft_config["default"].base_model_name_or_path = below
+        model.save_pretrained(tmp_path / name)
+        below = str(tmp_path / name)
+    usual = load_generator(below)
+    path = tmp_path / "guided" / "generation_config.json"
+    path.write_text('{"guidance_scale": 1.0}')
+    guided, on_it = load_generator(str(tmp_path / "guided")), load_generator(below)
+    assert (guided.generation_config.guidance_scale, on_it.generation_config.guidance_scale) == (1.0, 1.0)
+    assert on_it.generation_config.pad_token_id == usual.generation_config.pad_token_id
+
+    def codes(model, **given):
+        return model.sample(["a slow air", "a reel"], 0.5, seed=0, **given).codes.tolist()
+
+    assert codes(on_it) == codes(on_it, guidance_scale=1.0) == codes(usual, guidance_scale=1.0)
+    assert codes(usual) == codes(on_it, guidance_scale=3.0) != codes(on_it)
+    on_it.save_pretrained(tmp_path / "whole")
+    assert codes(load_generator(str(tmp_path / "whole"))) == codes(on_it)
+    for wrong in ("0.5", '"3"', "true", "NaN", "Infinity"):
+        path.write_text(f'{{"guidance_scale": {wrong}}}')
+        with pytest.raises(ValueError, match="generation_config.json.*`guidance_scale` is .*1 .no guidance. or more"):
+            load_generator(str(tmp_path / "guided"))
+
+
 def test_load_generator_takes_folders_adapters_and_adapters_on_adapters(saved, tmp_path):
     model, folder = saved
     assert torch.equal(_logits(load_generator(folder)), _logits(model))

@@ -25,12 +25,12 @@ from musicrl_hf.audio import write_audio
 from musicrl_hf.bundled import CHECKPOINTS, write_manifest
 
 BASES = {"r": "musicrl-tiny", "u": "musicrl-tiny", "ru": "musicrl-tiny-r"}
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-GUIDANCE = 3.0  # of the clips, as those of the base model's card
+WEIGHTS, CONFIG, SAMPLING = "adapter_model.safetensors", "adapter_config.json", "generation_config.json"
+OWN_GUIDANCE = {"ru": 1.0}  # what it is played with by default: guidance is in its weights
 
 
-def publish(source: Path, target: Path, base: str) -> int:
-    """Write an adapter's weights and configuration, aside and renamed; bytes of the folder.
+def publish(source: Path, target: Path, base: str, guidance: float | None = None) -> int:
+    """Write an adapter's weights and configuration, and with what guidance it is played, aside and renamed; bytes of the folder.
 
     Raises:
         FileNotFoundError: `source` holds no adapter.
@@ -46,7 +46,11 @@ def publish(source: Path, target: Path, base: str) -> int:
     save_file(halves, target / f".{WEIGHTS}.part", metadata={"format": "pt"})
     (target / f".{WEIGHTS}.part").chmod(0o644)
     (target / f".{CONFIG}.part").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for name in (WEIGHTS, CONFIG):
+    names = [WEIGHTS, CONFIG]
+    if guidance is not None:
+        names.append(SAMPLING)
+        (target / f".{SAMPLING}.part").write_text(json.dumps({"guidance_scale": guidance}) + "\n", encoding="utf-8")
+    for name in names:
         os.replace(target / f".{name}.part", target / name)
     return sum(path.stat().st_size for path in target.iterdir() if path.is_file())
 
@@ -54,7 +58,8 @@ def publish(source: Path, target: Path, base: str) -> int:
 def write_clips(target: Path) -> None:
     """Clips of the published adapter, for its card: samples/PROMPT.flac."""
     (target / "samples").mkdir(exist_ok=True)
-    waves = sample(load_generator(target), CARD_PROMPTS, GUIDANCE, seed=0)
+    model = load_generator(target)
+    waves = sample(model, CARD_PROMPTS, float(model.generation_config.guidance_scale or 1), seed=0)
     for prompt, wave in zip(CARD_PROMPTS, waves, strict=True):
         name = prompt.replace(" ", "_").replace(",", "")
         write_audio(target / "samples" / f"{name}.flac", wave[None], SAMPLING_RATE)
@@ -68,7 +73,7 @@ def main() -> None:
     for name in args.names:
         folder = args.work / "guided" if name == "ru" else next(iter(seeds_of(args.work).values())).parent
         target = CHECKPOINTS / f"musicrl-tiny-{name}"
-        print(f"{target.name}: {publish(folder / name, target, BASES[name]) / 1e6:.2f} MB")
+        print(f"{target.name}: {publish(folder / name, target, BASES[name], OWN_GUIDANCE.get(name)) / 1e6:.2f} MB")
     for name in args.names:
         write_manifest()  # which a bundled base is compared with as it is loaded
         write_clips(CHECKPOINTS / f"musicrl-tiny-{name}")

@@ -118,7 +118,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     generate.add_argument("-n", "--number", type=int, default=1, help="clips; more than one are numbered (1)")
     generate.add_argument("--temperature", type=float, default=1.0, help="of sampling, above 0 (1.0)")
     generate.add_argument(
-        "--guidance_scale", type=float, default=3.0, help="classifier-free guidance, 1 for none (3.0)"
+        "--guidance_scale", type=float, help="classifier-free guidance, 1 for none (the model's own, mostly 3.0)"
     )
     generate.add_argument(
         "--top_k", type=int, default=250, help="likeliest codes to sample from, 0 for all of them (250)"

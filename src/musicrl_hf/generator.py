@@ -30,7 +30,7 @@ from .configuration import MusicRLConfig
 from .delay import delay_codes, delay_mask, undelay_codes
 from .hub import PushesWithCard
 from .likelihood import Statistic, StepScores, logits_with_heads, score_with_heads
-from .places import check_model_type, find_model
+from .places import check_model_type, find_model, sampling_of_adapter
 from .recompute import recomputed
 from .sampling import check_sampling, check_temperature, draw_codes
 from .step_decoder import StepDecoder
@@ -309,7 +309,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         duration_s: float = 5.0,
         temperature: float = 1.0,
         top_k: int | None = 250,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         seed: int | None = None,
         cuda_graph: bool | None = None,
         progress: bool = False,
@@ -319,7 +319,8 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         Args:
             prompts: B texts.
             duration_s: seconds, at most 30.
-            temperature, top_k, guidance_scale: MusicGen's defaults; 1.0, None and 1.0 sample the model itself.
+            temperature, top_k: MusicGen's defaults; 1.0 and None, with a guidance scale of 1.0, sample the model itself.
+            guidance_scale: None for that of the model's `generation_config`, or where it has none, MusicGen's 3.0.
             seed: makes the clips reproducible on one kind of device.
             cuda_graph, progress: as in `sample_codes`.
 
@@ -329,13 +330,14 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         Raises:
             ValueError: no prompts, or an argument out of range.
         """
+        own = self.generation_config.guidance_scale
         random = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         codes = self.sample_codes(
             *self.text_inputs(prompts),
             self.frames_for(duration_s),
             temperature=temperature,
             top_k=top_k,
-            guidance_scale=guidance_scale,
+            guidance_scale=(3.0 if own is None else own) if guidance_scale is None else guidance_scale,
             generator=random,
             cuda_graph=cuda_graph,
             progress=progress,
@@ -371,7 +373,8 @@ def load_generator(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> MusicRLForConditionalGeneration:
-    """Load a generator by bundled name, folder or Hub id; an adapter is merged into the base that it names.
+    """Load a generator by bundled name, folder or Hub id; an adapter is merged into the base that it names. A generation_config.json
+    beside it says with which `guidance_scale` that is sampled by default.
 
     Args:
         name_or_path: a generator, or a PEFT adapter (whose base is then loaded the same way, so that an adapter on an
@@ -393,4 +396,5 @@ def load_generator(
     if adapter is not None and resolve(adapter) != source:
         with loading(adapter):
             model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
+        model.generation_config.update(**sampling_of_adapter(resolve(adapter)))
     return model.to(device).eval()

@@ -1,5 +1,6 @@
 """What lies at a place, told before anything is loaded from it or written to it: in a folder, or behind a Hub id."""
 
+import math
 import os
 import shutil
 from functools import cache
@@ -12,6 +13,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from transformers.utils import cached_file
 
 from .bundled import BUNDLED, CHECKPOINTS, is_repo_id, read_json, resolve
 
@@ -145,6 +147,26 @@ def find_model(
 def _would_do(folder: Path, wanted: str) -> bool:
     is_adapter = (folder / "adapter_config.json").is_file()
     return model_type_of(folder) == wanted or wanted == "musicgen" and is_adapter
+
+
+def sampling_of_adapter(adapter: str | Path) -> dict[str, float]:
+    """`guidance_scale` of the adapter's own generation_config.json, a folder's or the Hub's; empty where there is none.
+
+    Raises:
+        ValueError: it is no number of 1 or more.
+    """
+    path = cached_file(
+        str(adapter),
+        "generation_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    scale = read_json(path).get("guidance_scale") if path else None
+    if scale is None:
+        return {}
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 1 <= scale < math.inf:
+        raise ValueError(f"{path}: `guidance_scale` is {scale!r}: it has to be a number of 1 (no guidance) or more.")
+    return {"guidance_scale": scale}
 
 
 def base_of_adapter(folder: str | Path) -> str:

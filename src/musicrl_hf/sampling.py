@@ -15,12 +15,12 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
 
 
-def check_sampling(temperature: float, top_k: int | None, guidance_scale: float, frames: int) -> None:
-    """ValueError that names the sampling argument that is out of range."""
+def check_sampling(temperature: float, top_k: int | None, guidance_scale: float | None, frames: int) -> None:
+    """ValueError that names the sampling argument that is out of range; a guidance scale of None is the model's own."""
     check_temperature(temperature)
     if top_k is not None and top_k < 1:
         raise ValueError(f"`top_k` must be at least 1, or None for no limit, got {top_k!r}.")
-    if guidance_scale < 1:
+    if guidance_scale is not None and not guidance_scale >= 1:
         raise ValueError(f"`guidance_scale` must be at least 1 (no guidance), got {guidance_scale!r}.")
     if frames < 1:
         raise ValueError(f"`frames` must be at least 1, got {frames!r}.")

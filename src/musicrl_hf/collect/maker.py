@@ -34,7 +34,7 @@ class PairMaker:
         models: what to call them -> generators. One gives pairs of its own clips; of several, every two meet.
         prompts: dealt in turn.
         duration_s: seconds a clip.
-        temperature, top_k, guidance_scale: of the sampling.
+        temperature, top_k, guidance_scale: of the sampling; a guidance scale of None is each model's own.
         seed: makes pairs reproducible, in a store that only one process writes; None draws seeds. The rows hold them.
         check_every: pairs between two checks of attention; 0 for none.
 
@@ -51,7 +51,7 @@ class PairMaker:
         duration_s: float = 5.0,
         temperature: float = 1.0,
         top_k: int | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = 1.0,
         seed: int | None = None,
         check_every: int = 10,
     ):
