@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -530,6 +531,40 @@ for code in sys.argv[2:]:
     check_card(hub.files("model", "tester/base")["README.md"].decode())
     config = json.loads(hub.files("model", "tester/adapter")["adapter_config.json"])
     assert config["base_model_name_or_path"] == "tester/base"
+
+
+def test_an_adapters_guidance_scale_goes_with_it(hub, folders, tmp_path):
+    """There, from the cache, and with a warning where the cache has everything but that."""
+    for name in ("sings", "hums"):
+        shutil.copytree(folders / "adapter", tmp_path / name)
+    (tmp_path / "sings" / "generation_config.json").write_text('{"guidance_scale": 1.5}')
+    push = """
+from musicrl_hf import load_generator
+load_generator(str(folders / "generator")).push_to_hub("tester/below", license="mit")
+for name in ("sings", "hums"):
+    push_model(Path.cwd() / name, f"tester/{name}", base_model="tester/below", license="mit")
+"""
+    succeeds(client(hub, tmp_path, push, folders))
+    assert json.loads(hub.files("model", "tester/sings")["generation_config.json"]) == {"guidance_scale": 1.5}
+    load = """
+import warnings
+from musicrl_hf import load_generator
+for name in ("sings", "hums"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scale = load_generator(f"tester/{name}").generation_config.guidance_scale
+    print(name, scale, sum("tester/sings: the Hub could not be asked" in str(one.message) for one in caught))
+"""
+    usual = tiny_generator().generation_config.guidance_scale
+    known = ["sings 1.5 0", f"hums {usual} 0"]
+    assert succeeds(client(hub, tmp_path, load, folders)).splitlines() == known
+    command = [sys.executable, "-c", START + load, str(folders)]
+    offline = hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "1"}
+    run = partial(subprocess.run, command, env=offline, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert succeeds(run()).splitlines() == known
+    (kept,) = tmp_path.rglob("models--tester--sings/snapshots/*/generation_config.json")
+    kept.unlink()
+    assert succeeds(run()).splitlines() == [f"sings {usual} 1", f"hums {usual} 0"]
 
 
 def test_rewards_go_there_and_back(hub, folders, tmp_path):

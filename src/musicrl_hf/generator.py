@@ -396,5 +396,5 @@ def load_generator(
     if adapter is not None and resolve(adapter) != source:
         with loading(adapter):
             model = PeftModel.from_pretrained(model, resolve(adapter), use_safetensors=True).merge_and_unload()
-        model.generation_config.update(**sampling_of_adapter(resolve(adapter)))
+            model.generation_config.update(**sampling_of_adapter(resolve(adapter)))
     return model.to(device).eval()

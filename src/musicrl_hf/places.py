@@ -3,17 +3,20 @@
 import math
 import os
 import shutil
+import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from transformers.utils import cached_file
 
 from .bundled import BUNDLED, CHECKPOINTS, is_repo_id, read_json, resolve
 
@@ -149,19 +152,32 @@ def _would_do(folder: Path, wanted: str) -> bool:
     return model_type_of(folder) == wanted or wanted == "musicgen" and is_adapter
 
 
-def sampling_of_adapter(adapter: str | Path) -> dict[str, float]:
+def sampling_of_adapter(adapter: str) -> dict[str, float]:
     """`guidance_scale` of the adapter's own generation_config.json, a folder's or the Hub's; empty where there is none.
+
+    Warns where the Hub cannot be asked.
 
     Raises:
         ValueError: it is no number of 1 or more.
     """
-    path = cached_file(
-        str(adapter),
-        "generation_config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    scale = read_json(path).get("guidance_scale") if path else None
+    name = "generation_config.json"
+    path: Any = os.path.join(adapter, name)
+    if not os.path.isdir(adapter):
+        try:
+            path = hf_hub_download(adapter, name)
+        except RemoteEntryNotFoundError:
+            return {}
+        except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError):
+            path = try_to_load_from_cache(adapter, name)
+            if path is None:  # else what it was when it was asked, or that there was none
+                warnings.warn(
+                    f"{adapter}: the Hub could not be asked for its {name}, which may name another guidance scale than the "
+                    "3.0, or its base's, that it is sampled at now.",
+                    stacklevel=3,
+                )
+            if not isinstance(path, str):
+                return {}
+    scale = read_json(path).get("guidance_scale") if os.path.isfile(path) else None
     if scale is None:
         return {}
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 1 <= scale < math.inf:

@@ -80,7 +80,10 @@ class EvaluateJob:
     )
     temperature: float = field(default=1.0, metadata={"help": "of sampling"})
     top_k: int | None = field(default=None, metadata={"help": "likeliest codes to sample from; empty for all"})
-    guidance_scale: float = field(default=1.0, metadata={"help": "classifier-free guidance; 1 is none"})
+    guidance_scale: float | None = field(
+        default=1.0,
+        metadata={"help": "classifier-free guidance; 1 is none, empty is each model's own, as generate plays it"},
+    )
     batch_size: int = field(default=8, metadata={"help": "clips sampled together"})
     players: int = field(default=12, metadata={"help": "prompts whose clips the page plays"})
     device: str | None = field(
@@ -160,7 +163,7 @@ def evaluate_models(
     samples_per_prompt: int = 2,
     temperature: float = 1.0,
     top_k: int | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = 1.0,
     batch_size: int = 8,
     players: int = 12,
     load: Callable[[str], MusicRLForConditionalGeneration] = load_generator,
@@ -184,7 +187,7 @@ def evaluate_models(
         duration_s: seconds a clip.
         samples_per_prompt: each is rated, by other listeners than the others, and stands against the other models'
             clip of the same seed; the first is played. Two or more tell the diversity.
-        temperature, top_k, guidance_scale: of the sampling.
+        temperature, top_k, guidance_scale: of the sampling; a guidance scale of None is each model's own.
         players: prompts whose clips are embedded in the page, spread over the list.
         load: loads a generator by name, and puts it where it shall run.
 
