@@ -1,6 +1,6 @@
 """A share of what one adapter learned, on another generator of the same base: weights are added, nothing is trained.
 
-    python recipes/paper/add_adapter.py guided --share 0.5 --on musicrl-tiny-ru --out ru_guided
+    python recipes/paper/add_adapter.py guided/distilled --share 0.5 --on larger/ru --out ru_guided
 
 Both start from the same weights, so that what each of them changed can stand side by side (task arithmetic, Ilharco et al. 2023,
 arXiv:2212.04089). The adapter that is written stands on the other generator, which may be an adapter itself.

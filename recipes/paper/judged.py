@@ -24,13 +24,8 @@ from musicrl_hf import load_generator
 from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
-GUIDED = (
-    "distilled",
-    "ru_half",
-    "ru_whole",
-    "ru_first",
-    "ru",
-)  # of WORK/guided, beside R, U and what they were added to
+# Of WORK/guided, beside R, U and what they were added to.
+GUIDED = ("distilled", "ru_half", "ru_whole", "ru_first", "ru_second", "ru")
 LARGER = ("r_larger", "u", "ru_first", "ru_anew", "ru2", "ru3", "ru")  # of WORK/larger, beside those of the first seed
 
 
@@ -70,7 +65,10 @@ def main() -> None:
         "seeds": {},
     }
     if path.exists():
-        found["seeds"] = read_json(path)["seeds"]
+        before = read_json(path)
+        if changed := [name for name in found if name != "seeds" and before.get(name, found[name]) != found[name]]:
+            parser.error(f"{path} was made with other {', '.join(changed)}: remove it, or ask for the same")
+        found["seeds"] = before["seeds"]
     for seed in [0] if args.part else args.seeds:
         folders = {name: args.work / f"seed_{seed}" / name for name in SYSTEMS}
         if args.part == "guided":

@@ -91,7 +91,7 @@ def larger(work: Path, sizes: Sizes) -> list[Run]:
     systems["ru2"] = tuned("ru2", systems["ru_first"], steps, 0.015, weights(0.45, 0.25, 0.3))
     systems["ru3"] = tuned("ru3", systems["ru2"], more_steps, 0.015, weights(0.55, 0.15, 0.3), on_cpu=True)
     last = tuned("ru_last", systems["ru2"], last_steps, 0.015, weights(0.55, 0.15, 0.3), 0.002, on_cpu=True)
-    systems["ru"] = str(out / "ru")  # what ships: its three adapters on each other as one
+    systems["ru"] = str(out / "ru")  # its three adapters on each other as one: guided.py goes on from it
     runs.append(Run("larger_ru", (last, "--base", r, "--out", systems["ru"]), out / "ru", "one_adapter"))
     compare = (
         *("evaluate", "--models", *(f"{name}={model}" for name, model in systems.items())),

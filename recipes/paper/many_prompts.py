@@ -73,7 +73,10 @@ def main() -> None:
     if arguments.halves:
         files |= dict(zip(arguments.halves, (prompts[:half], prompts[half:]), strict=True))
     if arguments.part:
-        first, end, out = int(arguments.part[0]), int(arguments.part[1]), Path(arguments.part[2])
+        *bounds, out = arguments.part
+        if not all(bound.isdecimal() for bound in bounds):
+            raise SystemExit(f"`--part` must be two numbers and a file, got {' '.join(arguments.part)}.")
+        first, end, out = int(bounds[0]), int(bounds[1]), Path(out)
         if not 0 <= first < end <= len(prompts):
             raise SystemExit(
                 f"`--part` must be within 0 and {len(prompts)}, the first below the second, got {first} {end}."

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="of the one adapter; all of theirs by default")
     args = parser.parse_args()
     count, kept = join(args.adapter, args.base, args.out, args.rank)
-    print(f"{args.out}: {count} adapters in one, {kept:.2%} or more of what they change in a layer")
+    print(f"{args.out}: {count} adapters in one, {kept:.2%} or more of the square of what they change in a layer")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def publish(source: Path, target: Path, base: str, guidance: float | None = None
     if guidance is not None:
         names.append(SAMPLING)
         (target / f".{SAMPLING}.part").write_text(json.dumps({"guidance_scale": guidance}) + "\n", encoding="utf-8")
+    else:
+        (target / SAMPLING).unlink(missing_ok=True)
     for name in names:
         os.replace(target / f".{name}.part", target / name)
     return sum(path.stat().st_size for path in target.iterdir() if path.is_file())
@@ -59,7 +61,7 @@ def write_clips(target: Path) -> None:
     """Clips of the published adapter, for its card: samples/PROMPT.flac."""
     (target / "samples").mkdir(exist_ok=True)
     model = load_generator(target)
-    waves = sample(model, CARD_PROMPTS, float(model.generation_config.guidance_scale or 1), seed=0)
+    waves = sample(model, CARD_PROMPTS, float(model.generation_config.guidance_scale or 3), seed=0)
     for prompt, wave in zip(CARD_PROMPTS, waves, strict=True):
         name = prompt.replace(" ", "_").replace(",", "")
         write_audio(target / "samples" / f"{name}.flac", wave[None], SAMPLING_RATE)
