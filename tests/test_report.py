@@ -319,6 +319,24 @@ def test_one_model_is_measured_but_not_compared(tmp_path):
     assert len(Page((tmp_path / "index.html").read_text()).all("audio")) == 1
 
 
+def test_each_model_may_be_heard_at_its_own_guidance_scale(tmp_path):
+    """The first one's own is 1 and the second one's 3: as each of them in an evaluation at that scale."""
+    models = {"plain": tiny_generator(seed=0), "guided": tiny_generator(seed=1)}
+    models["plain"].generation_config.guidance_scale = 1.0
+    models["guided"].generation_config.guidance_scale = 3.0
+    options = {"listeners": simulated_listeners(6), "rewards": {"level": level}, "duration_s": 1.0, "batch_size": 4}
+
+    def levels(scale):
+        folder = tmp_path / str(scale)
+        result = evaluate_models(models, PROMPTS[:2], folder, guidance_scale=scale, **options)
+        assert result["settings"]["guidance_scale"] == scale
+        return {row["model"]: row["mean"] for row in result["rewards"]["level"]["means"]}
+
+    own, plain, guided = levels(None), levels(1.0), levels(3.0)
+    assert own == {"plain": plain["plain"], "guided": guided["guided"]}
+    assert plain["guided"] != guided["guided"]
+
+
 def test_wrong_studies_are_refused(tmp_path):
     good = {"models": {"x": tiny_generator()}, "prompts": ["p"], "listeners": simulated_listeners(6)}
     for change, message in (
