@@ -80,10 +80,7 @@ class EvaluateJob:
     )
     temperature: float = field(default=1.0, metadata={"help": "of sampling"})
     top_k: int | None = field(default=None, metadata={"help": "likeliest codes to sample from; empty for all"})
-    guidance_scale: float | None = field(
-        default=1.0,
-        metadata={"help": "classifier-free guidance; 1 is none, empty is each model's own, as generate plays it"},
-    )
+    guidance_scale: float | None = field(default=1.0, metadata={"help": "1 is no guidance; empty for each model's own"})
     batch_size: int = field(default=8, metadata={"help": "clips sampled together"})
     players: int = field(default=12, metadata={"help": "prompts whose clips the page plays"})
     device: str | None = field(
