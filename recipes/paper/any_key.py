@@ -11,6 +11,7 @@ from torch import Tensor
 
 from musicrl_hf import descriptors
 from musicrl_hf.rewards.contract import check_reward_inputs
+from musicrl_hf.rewards.variety import mean_to_others
 
 SEMITONES = 12
 
@@ -35,8 +36,6 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
     pitch = torch.nn.functional.normalize(spectrum.chroma.sum(dim=2), dim=1)
     nearest = torch.stack([pitch @ pitch.roll(step, 1).T for step in range(SEMITONES)]).amax(0)
     distances = (1 - torch.maximum(nearest, nearest.T)).clamp(min=0)  # the two differ by rounding
-    distances = torch.minimum(distances, descriptors.harmony_distances(spectrum))  # 0 beside silence
-    numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    group = torch.tensor([numbers[prompt] for prompt in prompts], device=audio.device)
-    others = (group[:, None] == group[None]).fill_diagonal_(False)
-    return (distances * others).sum(1) / others.sum(1).clamp(min=1)
+    return mean_to_others(
+        prompts, torch.minimum(distances, descriptors.harmony_distances(spectrum))
+    )  # 0 beside silence

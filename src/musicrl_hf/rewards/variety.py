@@ -36,8 +36,12 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
         [0.5, 0.5, 1.0]
     """
     check_reward_inputs(prompts, audio, sampling_rate)
-    distances = descriptors.harmony_distances(descriptors.spectrum(audio, sampling_rate))
+    return mean_to_others(prompts, descriptors.harmony_distances(descriptors.spectrum(audio, sampling_rate)))
+
+
+def mean_to_others(prompts: list[str], distances: Tensor) -> Tensor:
+    """Distances [B, B] between clips to each one's mean distance from the others of its prompt [B]; 0 where it is alone."""
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    group = torch.tensor([numbers[prompt] for prompt in prompts], device=audio.device)
+    group = torch.tensor([numbers[prompt] for prompt in prompts], device=distances.device)
     others = (group[:, None] == group[None]).fill_diagonal_(False)
     return (distances * others).sum(1) / others.sum(1).clamp(min=1)
