@@ -36,6 +36,5 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
     pitch = torch.nn.functional.normalize(spectrum.chroma.sum(dim=2), dim=1)
     nearest = torch.stack([pitch @ pitch.roll(step, 1).T for step in range(SEMITONES)]).amax(0)
     distances = (1 - torch.maximum(nearest, nearest.T)).clamp(min=0)  # the two differ by rounding
-    return mean_to_others(
-        prompts, torch.minimum(distances, descriptors.harmony_distances(spectrum))
-    )  # 0 beside silence
+    distances = torch.minimum(distances, descriptors.harmony_distances(spectrum))  # 0 beside silence
+    return mean_to_others(prompts, distances)
