@@ -940,8 +940,17 @@ def test_variety_takes_groups_that_are_scored_at_once():
         PPOJob(prompts="prompts.txt", output_dir="out", reward=["quality", "0.2*variety"], **options)
 
 
+class Louder:
+    """A reward of a user's that compares the clips of a call."""
+
+    compares_clips = True
+
+    def __call__(self, prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
+        return loudness(prompts, audio, sampling_rate) - loudness(prompts, audio, sampling_rate).mean()
+
+
 @pytest.mark.parametrize(
-    "reward", [variety, CombinedReward({"even": even_codes, "more": CombinedReward({"variety": variety})})]
+    "reward", [variety, CombinedReward({"even": even_codes, "more": CombinedReward({"variety": variety})}), Louder()]
 )
 def test_variety_of_clips_that_are_alone_is_refused_from_python_too(tmp_path, reward):
     with pytest.raises(ValueError, match="`num_generations`"):

@@ -19,6 +19,7 @@ from musicrl_hf.cli import JOBS
 from musicrl_hf.config import load_config
 from musicrl_hf.preferences.listeners import LISTENER_VERSION
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
+from musicrl_hf.rewards.combine import compares_clips
 from musicrl_hf.rewards.variety import variety
 
 ROOT = Path(__file__).parent.parent
@@ -208,6 +209,7 @@ def test_another_key_is_no_variety(recipe):
     assert found[2] > 0.2
     torch.testing.assert_close(found[[0, 2]], found[[1, 3]])
     assert found[4:].tolist() == [0, 0, 0]
+    assert compares_clips(recipe("any_key").variety)
 
 
 def test_votes_of_rounds_are_joined(recipe, tmp_path, monkeypatch):

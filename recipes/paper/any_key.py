@@ -38,3 +38,6 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
     distances = (1 - torch.maximum(nearest, nearest.T)).clamp(min=0)  # the two differ by rounding
     distances = torch.minimum(distances, descriptors.harmony_distances(spectrum))  # 0 beside silence
     return mean_to_others(prompts, distances)
+
+
+vars(variety)["compares_clips"] = True

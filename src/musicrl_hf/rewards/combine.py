@@ -139,10 +139,10 @@ def move_reward(reward: Reward, device: torch.device) -> None:
 
 
 def compares_clips(reward: Reward) -> bool:
-    """Whether this is `variety`, or a combination with it somewhere, which says nothing of a clip alone."""
+    """Whether it has `compares_clips` as `variety` does, or a combination has such a one somewhere: it says nothing of a clip alone."""
     if isinstance(reward, CombinedReward):
         return any(map(compares_clips, reward.rewards.values()))
-    return reward is variety
+    return bool(getattr(reward, "compares_clips", False))
 
 
 def load_reward(spec: str) -> Reward:

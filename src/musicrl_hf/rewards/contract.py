@@ -17,6 +17,9 @@ from ..audio import check_audio
 class Reward(Protocol):
     """Anything that scores clips: a learned model, a combination, or a function of the user's.
 
+    One that compares the clips of a prompt with each other has an attribute `compares_clips`, which is true: a function gets it by
+    `function.compares_clips = True`. Training then asks it for the clips of a prompt together, and refuses settings where that cannot be.
+
     Args:
         prompts: B texts.
         audio: [B, C, T] float in [-1, 1].

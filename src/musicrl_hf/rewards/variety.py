@@ -39,6 +39,9 @@ def variety(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:
     return mean_to_others(prompts, descriptors.harmony_distances(descriptors.spectrum(audio, sampling_rate)))
 
 
+vars(variety)["compares_clips"] = True
+
+
 def mean_to_others(prompts: list[str], distances: Tensor) -> Tensor:
     """Distances [B, B] between clips to each one's mean distance from the others of its prompt [B]; 0 where it is alone."""
     numbers = {prompt: number for number, prompt in enumerate(prompts)}

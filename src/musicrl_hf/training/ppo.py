@@ -87,7 +87,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
             args.check_groups(args.clips_per_rollout)
         if any(map(compares_clips, (watch or {}).values())):
             raise ValueError(
-                "`watch` names variety, which is 0 in every evaluation, of one clip a prompt; leave it out."
+                "`watch` compares the clips of a prompt, as variety does, and is 0 in every evaluation, of one clip a prompt; leave it out."
             )
         if watch and eval_dataset is None:
             raise ValueError(

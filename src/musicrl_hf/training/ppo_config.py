@@ -140,7 +140,7 @@ class PPOSettings:
         heard, of_a_prompt = self.local_rollout_forward_batch_size, self.num_generations
         if of_a_prompt < 2 or (clips > heard and heard % of_a_prompt):
             raise ValueError(
-                f"`reward` names variety, which compares the clips of a prompt: `num_generations` = {of_a_prompt} must be at least "
+                f"`reward` compares the clips of a prompt, as variety does: `num_generations` = {of_a_prompt} must be at least "
                 f"2, and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it or at least the "
                 f"{clips} clips of a set."
             )
