@@ -62,6 +62,20 @@ def test_every_planned_command_is_one(recipe, tmp_path, size):
         assert run.folder.is_relative_to(folder)
 
 
+def test_single_runs_by_name(recipe, tmp_path, monkeypatch, capsys):
+    words = ["run.py", "--work", str(tmp_path), "--tiny", "--parts", "guided", "--threads", "1", "--runs"]
+    monkeypatch.setattr(sys, "argv", [*words, "guided_halves"])
+    recipe("run").main()
+    assert [path.stem for path in (tmp_path / "runs").iterdir()] == ["guided_halves"]
+    halves = [(tmp_path / "guided" / f"prompts_{half}.txt").read_text().splitlines() for half in "ab"]
+    assert [len(half) for half in halves] == [4, 4]
+    assert (tmp_path / "guided" / "prompts.txt").read_text().splitlines() == halves[0] + halves[1]
+    monkeypatch.setattr(sys, "argv", [*words, "guided_halves", "guided_thirds"])
+    with pytest.raises(SystemExit):
+        recipe("run").main()
+    assert "--runs guided_thirds: there are guided_prompts, guided_distilled, " in capsys.readouterr().err
+
+
 @pytest.fixture
 def stack(tmp_path):
     """A generator and three adapters on each other, of other ranks and one scale, as PPO from an adapter leaves them."""

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from guided import ROUNDS
+from guided import AGAIN, ROUNDS, SEEDS
 from plan import OTHER, PANEL
 
 from musicrl_hf import load_generator
@@ -271,7 +271,15 @@ def main() -> None:
         found = {
             "listeners": LISTENER_VERSION,
             **everything_of(args.work, args.part, "distilled"),
-            "steps": {name: steps(args.work / args.part / name) for name in ("distilled", *ROUNDS)},
+            "steps": {
+                name: steps(args.work / args.part / name)
+                for name in (
+                    "distilled",
+                    *ROUNDS,
+                    *(f"{seed}_{which}" for seed in SEEDS for which in AGAIN),
+                    "ru_final",
+                )
+            },
             "runs": runs_of(args.work, f"{args.part}_"),
         }
         return write(found, args.out or OUT.with_name(f"{args.part}.json"))

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the recipe's sta
 import numpy as np
 import torch
 from common import SAMPLING_RATE, load_clips, read_json, say, to_float, write_json
+from guided import ROUNDS, SEEDS
 from judge import choose_prompts, figures, sample
 from judges import JUDGED_S, Judges
 
@@ -25,7 +26,7 @@ from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
 # Of WORK/guided, beside R, U and what they were added to.
-GUIDED = ("distilled", "ru_half", "ru_whole", "ru_first", "ru_second", "ru")
+GUIDED = ("distilled", "ru_whole", *ROUNDS, *SEEDS, "ru_shares", "ru")
 LARGER = ("r_larger", "u", "ru_first", "ru_anew", "ru2", "ru3", "ru")  # of WORK/larger, beside those of the first seed
 
 

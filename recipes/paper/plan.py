@@ -41,6 +41,9 @@ class Sizes:
     larger_reward_steps: tuple[int, int] = (800, 1000)  # on the first votes, on all
     guided_steps: int = 60  # of guidance distillation
     guided_ru_steps: tuple[int, ...] = (40, 75, 50)  # of RU from there
+    guided_reward_steps: tuple[int, int] = (800, 1200)  # on the first votes, on all
+    guided_seed_steps: tuple[int, int] = (50, 30)  # of each seed on what all votes teach
+    guided_final_steps: int = 40  # of their sum
 
 
 TINY = Sizes(
@@ -65,6 +68,9 @@ TINY = Sizes(
     larger_reward_steps=(4, 4),
     guided_steps=2,
     guided_ru_steps=(2, 2, 2),
+    guided_reward_steps=(4, 4),
+    guided_seed_steps=(2, 2),
+    guided_final_steps=2,
 )
 
 

@@ -74,6 +74,7 @@ def main() -> None:
         default="paper",
         help="of musicrl align; tiny is the short version, of which no other part can be made",
     )
+    parser.add_argument("--runs", nargs="+", help="only these of the parts' runs, by name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a step or two of everything: shows that it runs")
     args = parser.parse_args()
@@ -86,7 +87,9 @@ def main() -> None:
     for part, planned in PLANS.items():
         if part in args.parts:
             runs += planned(args.work, sizes)
-    for run in runs:
+    if unknown := sorted({*(args.runs or ())} - {run.name for run in runs}):
+        parser.error(f"--runs {' '.join(unknown)}: there are {', '.join(run.name for run in runs)}")
+    for run in (run for run in runs if run.name in (args.runs or (run.name,))):
         execute(run, args.work, args.threads)
 
 
