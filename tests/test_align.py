@@ -153,6 +153,7 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
                 heldout_prompts=2,
             )
         )
+    assert not list((tmp_path / "out").iterdir())  # so that it can be begun with others
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ def test_yaml_and_overrides(tmp_path):
     job = load_config(Job, tmp_path / "job.yaml", ["--max_steps", "7", "--lora", "--adapter=none", "--model", "n"])
     assert job == Job("n", 1e-5, 7, True, None, ["a", "b"], "ppo")
     assert load_config(Job, None, ["--model", "m", "--reward", "x", "y"]).reward == ["x", "y"]
+    twice = ["--model", "m", "--reward", "x", "y", "--max_steps", "7", "--reward=z"]
+    assert load_config(Job, tmp_path / "job.yaml", twice).reward == ["x", "y", "z"]
     assert load_config(Job, None, ["--model", "m", "--learning-rate", "2e-3"]).learning_rate == 2e-3
 
 

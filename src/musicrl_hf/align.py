@@ -143,7 +143,6 @@ def run_align(job: AlignJob) -> Path:
     for spec in (job.adherence, job.quality):
         find_reward(spec)
     out.mkdir(parents=True, exist_ok=True)
-    _keep_settings(job, out)
     prompts, heldout = _write_prompts(job, out)
     stages = _Stages(out, total=6 if job.rounds == 1 else 9)
     r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
@@ -386,7 +385,7 @@ def _keep_settings(job: AlignJob, out: Path) -> None:
 
 
 def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:
-    """The prompts of this run, as files that its jobs read; held-out ones must not be among the others."""
+    """The prompts of this run, as files that its jobs read, and its settings; held-out ones must not be among the others."""
     from .training.ppo import read_prompts
 
     prompts = read_prompts(job.prompts or PROMPTS / "train.txt")
@@ -394,6 +393,7 @@ def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:
     shared = {prompt.lower() for prompt in prompts} & {prompt.lower() for prompt in heldout}
     if shared:
         raise ValueError(f"`eval_prompts` holds {sorted(shared)[0]!r}, which `prompts` holds too; keep them apart.")
+    _keep_settings(job, out)
     for name, lines in (("prompts.txt", prompts), ("heldout_prompts.txt", heldout)):
         with atomic_path(out / name) as temporary:
             temporary.write_text("\n".join(lines) + "\n")

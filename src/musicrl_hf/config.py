@@ -21,7 +21,8 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     Args:
         cls: the dataclass.
         path: flat YAML file; None for defaults.
-        overrides: ["--learning_rate", "1e-5", ...]; a list field takes all values up to the next `--`.
+        overrides: ["--learning_rate", "1e-5", ...]; a list field takes all values up to the next `--`,
+            and where it is named again those too.
 
     Raises:
         FileNotFoundError: no such file.
@@ -34,9 +35,12 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
         for name, value in _read_yaml(path).items():
             _check_known(name, fields, str(path))
             values[name] = _convert(value, hints[name], name)
+    listed: dict[str, list[Any]] = {}
     for name, words in _pair_up(overrides):
         _check_known(name, fields, "the command line")
         values[name] = _convert(_from_words(words, hints[name], name), hints[name], name)
+        if isinstance(values[name], list):
+            values[name] = listed[name] = listed.get(name, []) + values[name]
     missing = [
         name
         for name, field in fields.items()
