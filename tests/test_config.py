@@ -60,3 +60,11 @@ def test_help_names_every_field():
     text = describe_fields(Job)
     assert all(f"--{name}" in text for name in Job.__dataclass_fields__)
     assert "required" in text
+    assert "(default none)" in text
+
+
+def test_help_has_the_defaults_of_the_file(tmp_path):
+    (tmp_path / "job.yaml").write_text("model: m\nmax_steps: 7\n")
+    text = describe_fields(Job, tmp_path / "job.yaml")
+    assert "(default 7)" in text
+    assert "required" not in text

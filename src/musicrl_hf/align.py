@@ -36,12 +36,12 @@ class AlignJob:
     adherence: str = _option("adherence", "reward for text adherence, as `musicrl score --reward` takes it")
     quality: str = _option("quality", "reward for acoustic quality, as `musicrl score --reward` takes it")
     preference_clap: str | None = _option(
-        None, "CLAP model on whose frozen vectors the preference reward is learned; empty for the bundled one"
+        None, "CLAP model on whose frozen vectors the preference reward is learned; none for the bundled one"
     )
     prompts: str | None = _option(
-        None, "text file, one prompt a line, to collect and tune on; empty for the bundled ones"
+        None, "text file, one prompt a line, to collect and tune on; none for the bundled ones"
     )
-    eval_prompts: str | None = _option(None, "text file of held-out prompts; empty for the bundled ones")
+    eval_prompts: str | None = _option(None, "text file of held-out prompts; none for the bundled ones")
     heldout_prompts: int = _option(24, "how many of the held-out prompts to compare on, from the first")
     duration_s: float = _option(3.0, "length of all clips, in seconds (at most 30)")
     listeners: int = _option(12, "simulated listeners who vote")
@@ -55,7 +55,7 @@ class AlignJob:
     )
     reward_steps: int = _option(100, "optimiser steps of the preference reward")
     ppo_steps: int = _option(20, "optimiser steps of each PPO run")
-    ru_steps: int | None = _option(None, "of `ru`, where it takes others; empty for `ppo_steps`")
+    ru_steps: int | None = _option(None, "of `ru`, where it takes others; none for `ppo_steps`")
     ppo_batch_size: int = _option(16, "clips that each PPO step samples")
     clips_per_prompt: int = _option(1, "of them, of each prompt; above 1 they are compared with each other")
     normalise: str = _option("none", "how rewards are combined, as `musicrl ppo --normalise` takes it")

@@ -208,11 +208,12 @@ def _run_job(arguments: argparse.Namespace, words: list[str]) -> None:
     module = import_module(f".{module_name}", __package__)
     config_class = getattr(module, config_name)
     source = "--recipe" if arguments.command == "align" else "--config"
-    if arguments.show_fields:
-        print(f"musicrl {arguments.command} [{source} FILE] [--field value ...]: {summary}\n")
-        print(describe_fields(config_class))
-        return
     path = module.recipe_file(arguments.recipe) if arguments.command == "align" else arguments.config
+    if arguments.show_fields:
+        file = "tiny|paper|FILE" if arguments.command == "align" else "FILE"
+        print(f"musicrl {arguments.command} [{source} {file}] [--field value ...]: {summary}\n")
+        print(describe_fields(config_class, path))
+        return
     result = getattr(module, function_name)(load_config(config_class, path, _fields_only(words, source)))
     if result is not None and os.environ.get("RANK", "0") == "0":  # once, however many processes there are
         print(f"Wrote {result}")

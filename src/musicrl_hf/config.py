@@ -51,17 +51,15 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     return cls(**values)
 
 
-def describe_fields(cls: type) -> str:
-    """The dataclass's fields as help text: name, default and the help of each field's metadata."""
-    lines = []
+def describe_fields(cls: type, path: str | Path | None = None) -> str:
+    """The dataclass's fields as help text: name, default, or what the YAML file at `path` has, and the help of the metadata."""
+    lines, given = [], {} if path is None else _read_yaml(path)
     for field in dataclasses.fields(cls):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required:
-            default = "required"
-        elif field.default_factory is not dataclasses.MISSING:
-            default = f"default {field.default_factory()!r}"
+        if field.name in given:
+            value = given[field.name]
         else:
-            default = f"default {field.default!r}"
+            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = "required" if value is dataclasses.MISSING else f"default {'none' if value is None else repr(value)}"
         lines.append(f"  --{field.name}  {field.metadata.get('help', '')} ({default})")
     return "\n".join(lines)
 

@@ -66,8 +66,8 @@ class PairsJob:
     """What `musicrl pairs` takes: who plays, who chooses, and where the rows go."""
 
     model: str = _option("musicrl-tiny", "generator: bundled name, folder or Hub id; or label=name")
-    against: str | None = _option(None, "generator of the other clip of each pair; empty for the same one")
-    prompts: str | None = _option(None, "text file, one prompt a line; empty for the bundled prompts")
+    against: str | None = _option(None, "generator of the other clip of each pair; none for the same one")
+    prompts: str | None = _option(None, "text file, one prompt a line; none for the bundled prompts")
     out: str = field(metadata={"help": "folder for the preferences"})
     label_with: list[str] = field(
         default_factory=list,
@@ -80,10 +80,10 @@ class PairsJob:
     votes_per_pair: int = _option(1, "different listeners who choose between the clips of a pair, a row each")
     duration_s: float = _option(5.0, "seconds a clip")
     temperature: float = _option(1.0, "of sampling")
-    top_k: int | None = _option(None, "likeliest codes to sample from; empty for all")
+    top_k: int | None = _option(None, "likeliest codes to sample from; none for all")
     guidance_scale: float = _option(1.0, "classifier-free guidance; 1 is none, and samples the model that is tuned")
     batch_size: int = _option(8, "pairs sampled together")
-    device: str | None = _option(None, "cpu, cuda, mps ...; empty for the accelerator that there is, else the CPU")
+    device: str | None = _option(None, "cpu, cuda, mps ...; none for the accelerator that there is, else the CPU")
     dtype: str = _option("float32", "of the generators: float32, bfloat16 or float16")
     seed: int = _option(0, "of sampling and listeners")
 

@@ -62,11 +62,11 @@ class CollectJob(Rules):
     pairs: int = rule(0, "pairs to have ready before simulated listeners vote; 0 for one a prompt")
     duration_s: float = rule(5.0, "seconds a clip")
     temperature: float = rule(1.0, "of sampling")
-    top_k: int | None = rule(250, "likeliest codes to sample from; empty for all")
+    top_k: int | None = rule(250, "likeliest codes to sample from; none for all")
     guidance_scale: float | None = rule(
-        None, "classifier-free guidance, 1 for none; empty for each model's own, mostly 3"
+        None, "classifier-free guidance, 1 is no guidance; none for each model's own, mostly 3"
     )
-    device: str | None = rule(None, "cpu, cuda, mps ...; empty for the accelerator that there is, else the CPU")
+    device: str | None = rule(None, "cpu, cuda, mps ...; none for the accelerator that there is, else the CPU")
     dtype: str = rule("float32", "of the generators: float32, bfloat16 or float16")
     seed: int | None = rule(None, "makes pairs and simulated listeners reproducible; empty draws one")
 

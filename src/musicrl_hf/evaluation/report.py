@@ -79,12 +79,12 @@ class EvaluateJob:
         default=2, metadata={"help": "clips a prompt; all are rated, and two or more tell the diversity"}
     )
     temperature: float = field(default=1.0, metadata={"help": "of sampling"})
-    top_k: int | None = field(default=None, metadata={"help": "likeliest codes to sample from; empty for all"})
-    guidance_scale: float | None = field(default=1.0, metadata={"help": "1 is no guidance; empty for each model's own"})
+    top_k: int | None = field(default=None, metadata={"help": "likeliest codes to sample from; none for all"})
+    guidance_scale: float | None = field(default=1.0, metadata={"help": "1 is no guidance; none for each model's own"})
     batch_size: int = field(default=8, metadata={"help": "clips sampled together"})
     players: int = field(default=12, metadata={"help": "prompts whose clips the page plays"})
     device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, mps ...; empty for the accelerator that there is, else the CPU"}
+        default=None, metadata={"help": "cpu, cuda, mps ...; none for the accelerator that there is, else the CPU"}
     )
     dtype: str = field(default="float32", metadata={"help": "of the generators: float32, bfloat16 or float16"})
     seed: int = field(default=0, metadata={"help": "of sampling, listeners and bootstrap"})

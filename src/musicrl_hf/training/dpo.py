@@ -202,7 +202,7 @@ class DPOJob(TrainingJob):
     precompute_ref_log_probs: bool = option(False, "score all pairs with the reference first, then drop it from memory")
     test_share: float = option(0.0, "share of the prompts that is kept out and evaluated at the end, in [0, 1)")
     min_seconds: float | None = option(None, "leave out votes of listeners who heard less of a clip, in seconds")
-    codes_dir: str | None = option(None, "cache of the clips' codes; empty for output_dir/codes")
+    codes_dir: str | None = option(None, "cache of the clips' codes; none for output_dir/codes")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ class TrainingJob:
 
     model: str = option("musicrl-tiny", "generator to start from: bundled name, folder or Hub id")
     ref_model: str | None = option(
-        None, "reference of the KL: a generator; empty for the model that the run starts from"
+        None, "reference of the KL: a generator; none for the model that the run starts from"
     )
     output_dir: str = field(metadata={"help": "folder for the trained model, metrics.jsonl and result.json"})
     learning_rate: float = option(1e-5, "peak learning rate of AdamW")

@@ -72,7 +72,7 @@ class PPOSettings:
     )
     local_rollout_forward_batch_size: int = option(64, "clips sampled and scored at once on each process")
     reward_device: str | None = option(
-        None, 'device that rewards run on and get their clips on, such as "cpu" or "cuda:1"; empty for the policy\'s'
+        None, 'device that rewards run on and get their clips on, such as "cpu" or "cuda:1"; none for the policy\'s'
     )
     score_in_background: bool = option(
         False,
@@ -216,7 +216,7 @@ class PPOJob(PPOSettings, TrainingJob):
     per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
     eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
-    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; empty for never")
+    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
     guard: str | None = option(
         None,
         'metric of the evaluations ("reward", "reward/NAME" or "watch/NAME") that the run stops for when it no longer rises; '
@@ -232,7 +232,7 @@ class PPOJob(PPOSettings, TrainingJob):
             if vars(self)[name] < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
         if self.max_kl is not None and not self.max_kl > 0:
-            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it empty for no limit.")
+            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
         if self.max_kl is not None and self.ref_guidance_scale > 1:
             raise ValueError(
                 f"`max_kl` = {self.max_kl!r} stops a run at so many nats from where it starts, but with `ref_guidance_scale` = "

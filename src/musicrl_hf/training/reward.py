@@ -65,7 +65,7 @@ class RewardJob:
     output_dir: str = field(metadata={"help": "folder for the model, result.json, metrics.jsonl and checkpoints"})
     backbone: str = option("generator", "generator: its decoder, fine-tuned; clap: a head on frozen CLAP vectors")
     model: str | None = option(
-        None, "generator or CLAP model to start from: bundled name, folder or Hub id; empty for the bundled one"
+        None, "generator or CLAP model to start from: bundled name, folder or Hub id; none for the bundled one"
     )
     from_scratch: bool = option(False, "backbone generator: random decoder weights (the paper's ablation)")
     use_text: bool = option(True, "False scores the sound alone (the paper's ablation)")
@@ -75,17 +75,17 @@ class RewardJob:
     crop_s: float = option(WINDOW_S, "seconds of each clip, from its start, that are trained and tested on")
     ties: str = option("drop", "drop: leave tie and both_bad out; half: count them as half a choice for either side")
     min_seconds: float | None = option(None, "leave out rows whose listener heard less of a clip, in seconds")
-    cache_dir: str | None = option(None, "cache of the clips' codes or vectors; empty for output_dir/clips")
+    cache_dir: str | None = option(None, "cache of the clips' codes or vectors; none for output_dir/clips")
     test_share: float | None = option(
         None,
-        "share of the train split's prompts that is held out; empty for the preferences' own test split, or a tenth where "
+        "share of the train split's prompts that is held out; none for the preferences' own test split, or a tenth where "
         "they have none",
     )
     held_out_models: list[str] = option([], "generators that only held-out pairs may hold; empty splits by prompt only")
     baselines: list[str] = option(
         [], "rewards, as `musicrl score --reward` takes them, whose own accuracy on the held-out pairs is reported too"
     )
-    learning_rate: float | None = option(None, "peak learning rate; empty for 1e-4 (generator) or 1e-3 (clap)")
+    learning_rate: float | None = option(None, "peak learning rate; none for 1e-4 (generator) or 1e-3 (clap)")
     lr_scheduler_type: str = option("linear", "schedule of the learning rate")
     warmup_steps: int = option(0, "optimiser steps of linear warm-up")
     weight_decay: float = option(0.0, "of AdamW")
@@ -93,7 +93,7 @@ class RewardJob:
     per_device_train_batch_size: int = option(32, "pairs in one forward pass on each process (the paper: 32 in all)")
     gradient_accumulation_steps: int = option(1, "forward passes in one optimiser step")
     per_device_eval_batch_size: int = option(32, "pairs scored at once after training")
-    center_rewards_coefficient: float | None = option(None, "TRL's penalty on the mean reward; empty for none")
+    center_rewards_coefficient: float | None = option(None, "TRL's penalty on the mean reward; none for no such penalty")
     lora_r: int = option(0, "backbone generator: rank of a LoRA adapter, merged at the end; 0 trains the whole decoder")
     lora_alpha: int = option(16, "scale of the adapter, times 1 / lora_r")
     seed: int = option(42, "of the split, the head and the order of the pairs")
