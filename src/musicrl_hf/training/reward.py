@@ -93,9 +93,7 @@ class RewardJob:
     per_device_train_batch_size: int = option(32, "pairs in one forward pass on each process (the paper: 32 in all)")
     gradient_accumulation_steps: int = option(1, "forward passes in one optimiser step")
     per_device_eval_batch_size: int = option(32, "pairs scored at once after training")
-    center_rewards_coefficient: float | None = option(
-        None, "TRL's penalty on the mean reward; none for no such penalty"
-    )
+    center_rewards_coefficient: float | None = option(None, "TRL's penalty on the mean reward; none to leave it out")
     lora_r: int = option(0, "backbone generator: rank of a LoRA adapter, merged at the end; 0 trains the whole decoder")
     lora_alpha: int = option(16, "scale of the adapter, times 1 / lora_r")
     seed: int = option(42, "of the split, the head and the order of the pairs")
