@@ -124,3 +124,14 @@ def test_a_store_that_goes_on_says_what_it_holds(models, tmp_path, monkeypatch, 
     assert main([*words, "--simulate", "2", "--seed", "5", "--check_every", "0", "--deal_hours", "7"]) == 0
     told = f"The store s holds {given} votes already, {given} of them simulated, on clips of x; other deal_hours than then."
     assert told in capsys.readouterr().out
+
+
+def test_a_store_says_which_pairs_are_dealt_first(models, tmp_path, capsys):
+    """Those that an earlier start made and nobody heard, whatever their prompts."""
+    with closing(VoteStore(tmp_path / "s")) as store:
+        add_pair(store, "jazz")
+        add_pair(store, "pop", kind="identical")
+    words = ["--model", models / "x", "--store", tmp_path / "s", "--simulate", 1, "--pairs", 1, "--duration_s", 0.5]
+    assert main(["collect", *map(str, words)]) == 0
+    told = f"The store {tmp_path / 's'} holds no vote yet. Pairs of clips of x, y that nobody has heard are dealt first, 1 of them: "
+    assert told in capsys.readouterr().out

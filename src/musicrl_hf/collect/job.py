@@ -185,20 +185,28 @@ def _contents(job: CollectJob, store: "VoteStore") -> str | None:
     from sqlalchemy import func, select
 
     from ..preferences.listeners import is_simulated
-    from .tables import clips, settings, votes
+    from .tables import clips, pairs, settings, votes
 
+    alone = select(func.count()).where(pairs.c.kind == "pair", pairs.c.owner.is_(None), pairs.c.live == 0)
     with store.read() as connection:
+        waiting = connection.scalar(alone)
         given = connection.execute(select(votes.c.listener, func.count()).group_by(votes.c.listener)).all()
         models = connection.scalars(select(clips.c.model).distinct().order_by(clips.c.model)).all()
         before = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
+    unheard = (
+        f" Pairs of clips of {', '.join(models)} that nobody has heard are dealt first, {waiting} of them: for other prompts, models or "
+        "lengths give another --store."
+        if waiting
+        else ""
+    )
     if not given:
-        return None
+        return f"The store {store.name} holds no vote yet.{unheard}" if waiting else None
     simulated = sum(count for listener, count in given if is_simulated(listener))
     total = sum(count for _, count in given)
     now, then = json.loads(json.dumps(asdict(job.rules))), json.loads(before or "{}")
     changed = [name for name in now if then.get(name) != now[name]]
     rules = f"; other {', '.join(changed)} than then" if changed else ""
-    return f"The store {store.name} holds {total} votes already, {simulated} of them simulated, on clips of {', '.join(models)}{rules}."
+    return f"The store {store.name} holds {total} votes already, {simulated} of them simulated, on clips of {', '.join(models)}{rules}.{unheard}"
 
 
 def _check_exports(job: CollectJob, store: "VoteStore") -> None:
