@@ -315,7 +315,7 @@ def runs_of(work: Path, start: str = "") -> dict[str, Any]:
     """Command, seconds and memory of the runs whose names start so."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted((work / "runs").glob(f"{start}*.json"))}
     for run in runs.values():  # as `make paper` calls them, wherever this computer kept them
-        run["command"] = run["command"].replace(str(work), "build/paper")
+        run["command"] = run["command"].replace(str(work), "build/paper").replace(f"{OUT.parents[1]}/", "")
     return runs
 
 
