@@ -45,6 +45,13 @@ def test_anything_else_is_refused_with_the_bundled_names(name):
     assert all(known in str(error.value) for known in BUNDLED)
 
 
+def test_none_is_offered_where_no_bundled_one_would_do():
+    with pytest.raises(
+        ValueError, match=r"a Hub id \(organisation/name\): check the spelling, or give a folder or an id\.$"
+    ):
+        resolve("misspelt", "reward", [])
+
+
 def test_a_file_is_refused_and_the_folder_asked_for(tmp_path):
     with pytest.raises(ValueError, match="is a file: give the folder"):
         resolve(write_weights(tmp_path))

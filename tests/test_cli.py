@@ -103,7 +103,7 @@ def test_the_default_file_is_never_written_over(model, tmp_path, monkeypatch, ca
     [
         (["generate", "piano", "--durattion_s", "3"], "unknown argument --durattion_s: did you mean --duration_s?"),
         (["generate", "piano", "--temprature=3"], "unknown argument --temprature: did you mean --temperature?"),
-        (["generate", "slow", "piano"], "too many arguments: piano; put quotes around a text of several words"),
+        (["generate", "slow", "piano"], "too many arguments: piano; put quotes around a text of several words\n"),
         (
             ["score", "--reward", "quality", "adherence", "--prompt", "a reel", "out.wav"],
             "too many arguments: out.wav; put quotes around a text of several words; give --reward once for each reward",

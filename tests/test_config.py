@@ -54,6 +54,9 @@ def test_unknown_key_and_nested_yaml(tmp_path):
         load_config(Job, tmp_path / "nested.yaml")
     with pytest.raises(FileNotFoundError, match="missing.yaml"):
         load_config(Job, tmp_path / "missing.yaml")
+    (tmp_path / "wrong.yaml").write_text("model: m\nmax_steps: many\n")
+    with pytest.raises(ValueError, match=r"wrong.yaml: `max_steps` must be int, got 'many'"):
+        load_config(Job, tmp_path / "wrong.yaml")
 
 
 def test_help_names_every_field():

@@ -47,6 +47,17 @@ def stock_greedy(stock, inputs, frames, guidance_scale):
     return torch.stack(kept["codes"], 2).flatten(1, 2) if len(kept["codes"]) == 2 else kept["codes"][0], audio
 
 
+def test_a_prompt_longer_than_the_tokenizer_says_is_read_whole(capfd):
+    """T5's positions are relative, so that there is nothing to warn of."""
+    model = tiny_generator()
+    model.tokenizer.model_max_length = 4
+    words = "a slow air flute piano drums bass".split()
+    ids, mask = model.text_inputs([" ".join(words)])
+    assert ids.shape == mask.shape == (1, len(words) + 1)
+    assert torch.isfinite(model.encode_text(ids, mask)).all()
+    assert "indexing errors" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_greedy_equals_stock_token_for_token(saved, guidance_scale):
     model, folder = saved

@@ -746,6 +746,13 @@ def test_metrics_of_a_resumed_run_stand_there_once(tmp_path):
     assert steps() == [1, 2, 3, 4]
 
 
+def test_the_last_step_is_logged_whatever_logging_steps_is(tmp_path):
+    args = config(tmp_path, max_steps=3, logging_steps=2)
+    MusicPPOTrainer(tiny_generator(), loudness, args, PROMPTS, callbacks=[MetricsWriter()]).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if {"loss", "kl", "reward"} <= line.keys()] == [2, 3]
+
+
 def test_metrics_that_are_no_numbers_are_null(tmp_path):
     trainer = MusicPPOTrainer(tiny_generator(), loudness, config(tmp_path), PROMPTS, callbacks=[MetricsWriter()])
     trainer.log({"loss_like": float("nan"), "lr": 0.5})

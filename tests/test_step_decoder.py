@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_generator
+from transformers import TopKLogitsWarper
 
 from musicrl_hf.delay import delay_codes
 from musicrl_hf.sampling import draw_codes, draw_from, kth_largest, precision_on
@@ -117,3 +118,14 @@ def test_only_the_top_k_are_drawn():
     assert set(drawn.flatten().tolist()) == {0, 2}
     # e^3 / (e^3 + e^2) = .731; four standard errors: 4 * sqrt(.731 * .269 / 2000) = .04.
     assert (drawn == 0).float().mean().item() == pytest.approx(0.731, abs=0.04)
+
+
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
+def test_ties_with_the_last_of_the_top_k_are_drawn_as_stock_does(shift):
+    """What transformers leaves of the same logits, wherever they lie: none of the others, not even the next number below."""
+    logits = torch.tensor([2.0, 1.0, 1.0, 0.0, -3.0]) + shift
+    logits[3] = torch.nextafter(logits[1], torch.tensor(-torch.inf))
+    left = TopKLogitsWarper(top_k=2)(torch.zeros(1, 1), logits[None]).isfinite()[0]
+    drawn = draw_codes(logits.expand(2_000, 1, 5), 2, torch.Generator().manual_seed(0))
+    assert left.tolist() == [True, True, True, False, False]
+    assert set(drawn.flatten().tolist()) == {0, 1, 2}

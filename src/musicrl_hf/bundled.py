@@ -84,7 +84,7 @@ def resolve(name_or_path: str | Path, argument: str = "name_or_path", offered: S
         bundled = f" nor one of the bundled names ({', '.join(offered)})" if offered else ""
         raise ValueError(
             f"`{argument}` = {name!r} is neither an existing folder nor a Hub id (organisation/name){bundled}: check the "
-            "spelling, or give one of these."
+            f"spelling, or give {'one of these' if offered else 'a folder or an id'}."
         )
     return name
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--traceback"]  # it may stand anywhere
     arguments, rest = parser.parse_known_args(words)
     if rest and arguments.command not in JOBS:
-        commands[arguments.command].error(_unknown(rest, commands[arguments.command]))
+        commands[arguments.command].error(_unknown(rest, words, commands[arguments.command]))
     try:
         _hide_weight_bars()
         if arguments.command in JOBS:
@@ -85,12 +85,12 @@ def _hide_weight_bars() -> None:
     logging.set_tqdm_hook(hook)
 
 
-def _unknown(rest: Sequence[str], command: argparse.ArgumentParser) -> str:
-    """What is wrong with words that no argument of the command takes."""
+def _unknown(rest: Sequence[str], words: Sequence[str], command: argparse.ArgumentParser) -> str:
+    """What is wrong with the rest of the words, which no argument of the command takes."""
     known = sorted(set(re.findall(r"--[a-zA-Z]\w*", command.format_help())))
     wrong = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
     if wrong is None:
-        hint = "; give --reward once for each reward" if "--reward" in known else ""
+        hint = "; give --reward once for each reward" if "--reward" in words else ""
         return f"too many arguments: {' '.join(rest)}; put quotes around a text of several words{hint}"
     close = difflib.get_close_matches(wrong, known, 1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"

@@ -34,7 +34,10 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     if path is not None:
         for name, value in _read_yaml(path).items():
             _check_known(name, fields, str(path))
-            values[name] = _convert(value, hints[name], name)
+            try:
+                values[name] = _convert(value, hints[name], name)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
     listed: dict[str, list[Any]] = {}
     for name, words in _pair_up(overrides):
         _check_known(name, fields, "the command line")

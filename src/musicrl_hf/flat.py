@@ -337,7 +337,7 @@ class FlatTokenizer(PreTrainedTokenizerBase):
 
     def __call__(self, text: str | Sequence[str], **kwargs: Any) -> BatchEncoding:
         """Text to flat ids; keywords as of any tokenizer (`padding`, `return_tensors`)."""
-        kwargs.setdefault("padding_side", self.padding_side)
+        kwargs = {"padding_side": self.padding_side, "verbose": False} | kwargs
         batch = self.text_tokenizer(text, **kwargs)
         batch["input_ids"] = self._moved(batch["input_ids"])
         return batch

@@ -160,7 +160,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
     # -- text ----------------------------------------------------------------------------------------------------
 
     def text_inputs(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Prompts to `input_ids` and `attention_mask`, both [B, P], on the model's device."""
+        """Prompts, which T5 takes in any length, to `input_ids` and `attention_mask`, both [B, P], on the model's device."""
         if isinstance(prompts, str) or len(prompts) == 0:
             raise ValueError(f"`prompts` must be a list of at least one text, got {prompts!r}.")
         if self.tokenizer is None:
@@ -168,7 +168,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
                 "This generator has no tokenizer; load it with from_pretrained from a folder that has tokenizer files, "
                 "or set `model.tokenizer`."
             )
-        batch = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
+        batch = self.tokenizer(list(prompts), padding=True, return_tensors="pt", verbose=False)
         return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

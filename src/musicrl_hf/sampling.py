@@ -5,8 +5,10 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 _BLOCK = 32  # codes: about the square root of a codebook
+_BELOW_ZERO = -torch.finfo(torch.float32).smallest_normal  # nearer to 0 than the difference of any two logits of size
 
 
 def check_temperature(temperature: float) -> None:
@@ -32,7 +34,8 @@ def draw_codes(logits: Tensor, top_k: int | None, generator: torch.Generator | N
     By the inverse of the cumulated probabilities, which takes two random numbers a code; `torch.multinomial` takes V.
     """
     if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < kth_largest(logits, top_k), -torch.inf)
+        # Moved so that the k-th largest is 0, which a softmax does not hear: a mask takes five times as long on a CPU.
+        logits = threshold(logits - kth_largest(logits, top_k), _BELOW_ZERO, -torch.inf)
     return draw_from(logits, precision_on(logits.device), generator)
 
 

@@ -110,7 +110,7 @@ class SampleWriter(TrainerCallback):
 
 
 class MetricsWriter(TrainerCallback):
-    """Append every log line to `output_dir/metrics.jsonl`, one JSON object a line.
+    """Append every log line to `output_dir/metrics.jsonl`, one JSON object a line, the last step's among them.
 
     A run that is resumed at step N first drops the lines after N that the interrupted run had written, so that each step
     stands there once; a run from the start begins a new file.
@@ -124,6 +124,10 @@ class MetricsWriter(TrainerCallback):
         lines = [line for line in whole.splitlines() if json.loads(line)["step"] <= state.global_step]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines if state.log_history))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.global_step == state.max_steps:  # whatever `logging_steps` is: a short run is not without figures
+            control.should_log = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs

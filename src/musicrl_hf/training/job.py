@@ -54,7 +54,7 @@ class TrainingJob:
     weight_decay: float = option(0.0, "of AdamW")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     max_steps: int = option(1000, "optimiser steps")
-    per_device_train_batch_size: int = option(8, "pairs (DPO) or clips (RLOO, GRPO) in one forward pass a process")
+    per_device_train_batch_size: int = option(8, "pairs (DPO) or clips (PPO, RLOO, GRPO) in one forward pass a process")
     gradient_accumulation_steps: int = option(1, "forward passes in one optimiser step")
     lora_r: int = option(0, "rank of a LoRA adapter on the decoder; 0 trains the whole decoder")
     lora_alpha: int = option(16, "scale of the adapter, times 1 / lora_r")
