@@ -179,5 +179,5 @@ def test_a_bundled_file_that_is_missing_or_does_not_belong_is_named(release):
 def test_a_bundled_checkpoint_is_read_once_a_process(release, monkeypatch):
     name = next(iter(BUNDLED))
     resolve(name)
-    monkeypatch.setattr(bundled, "_sha256", None)
+    monkeypatch.setattr(bundled, "sha256_of", None)
     assert resolve(name) == str(release / name)

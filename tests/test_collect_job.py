@@ -1,9 +1,11 @@
 """How `musicrl collect` starts, or does not: then it has made nothing, and says in the user's words what is wrong."""
 
+import shutil
 import socket
 from contextlib import closing
 
 import pytest
+import torch
 from sqlalchemy import select
 from stores import add_pair, hear_and_vote, join, open_desk
 from tiny import tiny_generator
@@ -11,7 +13,7 @@ from tiny import tiny_generator
 from musicrl_hf.cli import main
 from musicrl_hf.collect.export import export_votes
 from musicrl_hf.collect.store import VoteStore
-from musicrl_hf.collect.tables import votes
+from musicrl_hf.collect.tables import pairs, votes
 from musicrl_hf.preferences import load_preferences
 from musicrl_hf.rewards.preference import PreferenceModel
 
@@ -124,6 +126,25 @@ def test_a_store_that_goes_on_says_what_it_holds(models, tmp_path, monkeypatch, 
     assert main([*words, "--simulate", "2", "--seed", "5", "--check_every", "0", "--deal_hours", "7"]) == 0
     told = f"The store s holds {given} votes already, {given} of them simulated, on clips of x; other deal_hours than then."
     assert told in capsys.readouterr().out
+
+
+def test_one_name_is_not_for_two_weights(tmp_path, capsys):
+    """Tuned once more and compared under the old name, votes would be of two generators in one row of a leaderboard."""
+    model, other = tiny_generator(), tmp_path / "other"
+    model.save_pretrained(tmp_path / "x")
+    words = ["--store", tmp_path / "s", "--simulate", 1, "--pairs", 1, "--duration_s", 0.5, "--model"]
+    assert main(["collect", *map(str, words), str(tmp_path / "x")]) == 0
+    torch.nn.init.normal_(model.decoder.lm_heads[0].weight)
+    model.save_pretrained(other)
+    shutil.copytree(other, tmp_path / "x", dirs_exist_ok=True)
+    with closing(VoteStore(tmp_path / "s")) as store, store.read() as connection:
+        there = connection.execute(select(pairs)).all()
+    told = refusal(capsys, *words, tmp_path / "x")
+    assert f"the store {tmp_path / 's'} has clips of other weights under the name 'x': give these a name" in told
+    assert f"as in another={tmp_path / 'x'}, or another --store" in told
+    with closing(VoteStore(tmp_path / "s")) as store, store.read() as connection:
+        assert connection.execute(select(pairs)).all() == there
+    assert main(["collect", *map(str, words), f"another={tmp_path / 'x'}"]) == 0
 
 
 def test_a_store_says_which_pairs_are_dealt_first(models, tmp_path, capsys):

@@ -520,6 +520,10 @@ adapted = load_generator("tester/adapter")
 here = load_generator(str(folders / "adapter"))
 assert all(torch.equal(a, b) for a, b in zip(adapted.state_dict().values(), here.state_dict().values(), strict=True))
 assert not all(torch.equal(a, b) for a, b in zip(adapted.state_dict().values(), model.state_dict().values(), strict=True))
+from musicrl_hf.places import weights_of
+load_generator("tester/base")
+assert weights_of("tester/base") == weights_of(folders / "generator") != weights_of("tester/adapter")
+assert weights_of("tester/adapter") == weights_of(folders / "adapter")
 for code in sys.argv[2:]:
     exec(code, {})
 """

@@ -7,11 +7,13 @@ import sys
 import threading
 
 import pytest
+import torch
 from hub_stand_in import HubStandIn
+from safetensors.torch import save_file
 from tiny import tiny_clap, tiny_generator
 
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
-from musicrl_hf.places import check_output, contents_of, find_model
+from musicrl_hf.places import check_output, contents_of, find_model, weights_of
 from musicrl_hf.rewards import load_reward
 from musicrl_hf.rewards.preference import PreferenceModel
 
@@ -71,6 +73,25 @@ def test_a_reward_is_no_generator_and_the_message_says_how_to_use_it(tmp_path, r
     with pytest.raises(ValueError, match="`reward` = .*holds a generator.*not a preference reward"):
         load_reward(f"preference:{tmp_path / 'generator'}")
     assert find_model(tmp_path / "generator", "musicgen") == str(tmp_path / "generator")
+
+
+def test_weights_are_told_from_others_below_an_adapter_too(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    tiny_generator().save_pretrained(first)
+    torch.manual_seed(1)
+    model = tiny_generator()
+    torch.nn.init.normal_(model.decoder.lm_heads[0].weight)
+    model.save_pretrained(second)
+    adapter = folder_with(tmp_path / "adapter", adapter_config__json={"base_model_name_or_path": str(first)})
+    save_file({"lora_A.weight": torch.ones(1)}, adapter / "adapter_model.safetensors")
+    before = weights_of(adapter)
+    assert len({weights_of(folder) for folder in (first, second)} | {before}) == 3
+    (first / "README.md").write_text("no weights")
+    assert weights_of(adapter) == before
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(second)}))
+    assert weights_of(adapter) != before
+    with pytest.raises(FileNotFoundError, match="'no/such' was not downloaded"):
+        weights_of("no/such")
 
 
 def test_offline_is_told_at_once():

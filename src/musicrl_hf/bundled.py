@@ -184,7 +184,7 @@ def _is_file_name(name: Any) -> bool:
 def manifest_of(checkpoints: Path) -> dict[str, str]:
     """Path in the folder -> SHA-256 of each file of the bundled checkpoints, as they are now."""
     return {
-        path.relative_to(checkpoints).as_posix(): _sha256(path)
+        path.relative_to(checkpoints).as_posix(): sha256_of(path)
         for name in sorted(BUNDLED)
         for path in sorted((checkpoints / name).rglob("*"))
         if path.is_file()
@@ -229,7 +229,7 @@ def _check_released(folder: Path) -> None:
         if name not in there:
             raise FileNotFoundError(f"{folder.parent / name} ships with {folder.name!r} and is missing: {remedy}.")
     for name, path in there.items():
-        found = _sha256(path)
+        found = sha256_of(path)
         if name not in released:
             raise ValueError(f"{path} does not belong to {folder.name!r} as it was released: remove it, or {remedy}.")
         if found != released[name]:
@@ -239,7 +239,8 @@ def _check_released(folder: Path) -> None:
             )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Digest of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,5 +1,6 @@
 """What lies at a place, told before anything is loaded from it or written to it: in a folder, or behind a Hub id."""
 
+import hashlib
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from .bundled import BUNDLED, CHECKPOINTS, is_repo_id, read_json, resolve
+from .bundled import BUNDLED, CHECKPOINTS, is_repo_id, read_json, resolve, sha256_of
 
 MODEL_TYPES = {  # model_type in config.json -> what it is
     "musicgen": "a generator",
@@ -196,6 +197,29 @@ def base_of_adapter(folder: str | Path) -> str:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{path}: `base_model_name_or_path` is {base!r}: it has to name the model under the adapter.")
     return base
+
+
+def weights_of(name_or_path: str | Path) -> str:
+    """What tells a model's weights from others: a digest of its safetensors files, and of those below an adapter.
+
+    Args:
+        name_or_path: bundled name, folder, or Hub id of what was downloaded.
+
+    Raises:
+        ValueError: as `resolve` and `base_of_adapter`.
+        FileNotFoundError: a Hub id of which nothing was downloaded.
+    """
+    folder = resolve(name_or_path)
+    if not os.path.isdir(folder):
+        cached = (try_to_load_from_cache(folder, name) for name in ("adapter_config.json", "config.json"))
+        path = next((path for path in cached if isinstance(path, str)), None)
+        if path is None:
+            raise FileNotFoundError(f"`name_or_path` = {folder!r} was not downloaded: load it first.")
+        folder = os.path.dirname(path)
+    parts = [sha256_of(weights) for weights in sorted(Path(folder).glob("*.safetensors"))]
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+        parts.append(weights_of(base_of_adapter(folder)))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def check_hub(name: str, repo_type: str, argument: str, remedy: str, *, cached: bool) -> None:

@@ -130,10 +130,12 @@ def run_collect(job: CollectJob) -> str:
         OSError: the port is taken.
         PermissionError, ConnectionError: `push`, and the Hub does not accept the token or was not reached.
         ValueError, FileNotFoundError: no such model or prompts, or models that make no pair; no store is made then. `every`
-            where the votes of the store are under another licence, or `out` or `push` hold another collection's.
+            where the votes of the store are under another licence, or `out` or `push` hold another collection's. A label under
+            which the store has clips of other weights.
     """
     require_extra()
     from ..hub import check_sign_in
+    from .labels import check_labels
     from .ownership import check_out
     from .server import listen
     from .store import VoteStore
@@ -149,6 +151,7 @@ def run_collect(job: CollectJob) -> str:
         models = _load_models(job, names)
         store = VoteStore(job.store, job.clips)
         try:
+            check_labels(store, names)
             desk, maker = _prepare(job, store, models, prompts)
             return _simulate(job, desk, maker) if listening is None else _open_page(job, desk, maker, listening)
         finally:

@@ -30,7 +30,7 @@ metadata = MetaData(
     }
 )
 
-settings = Table(  # salt of the hashes, keys of the tokens, rules, last withdrawal; the secrets are never exported
+settings = Table(  # salt of the hashes, keys of the tokens, rules, weights of labels, last withdrawal; the secrets are never exported
     "settings",
     metadata,
     Column("name", String(32), primary_key=True),
