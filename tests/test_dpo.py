@@ -297,6 +297,16 @@ def test_a_trained_adapter_keeps_learning_against_its_own_start(tmp_path):
     assert abs(losses(trainer)[0] - math.log(2)) < 1e-4  # the reference is the adapter's start, not the bare base
 
 
+def test_an_adapter_on_a_bundled_one_is_saved_without_a_warning(tmp_path, recwarn):
+    """PEFT misses the base's configuration, which a bundled adapter does not have; no embedding was trained."""
+    args = config(tmp_path)
+    MusicDPOTrainer("musicrl-tiny-u", args=args, train_dataset=pairs(), peft_config=LORA).save_model(
+        str(tmp_path / "out")
+    )
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert not [warning for warning in recwarn if "config file" in str(warning.message)]
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,7 +147,10 @@ class PlainOutputs(WholeCheckpoints):
         target = Path(output_dir or str(self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=ASIDE, dir=target) as scratch:
-            super()._save(scratch, state_dict)  # type: ignore[misc]
+            with warnings.catch_warnings():
+                # PEFT looks for the base's vocabulary, on the Hub where that is no folder; no embedding is trained.
+                warnings.filterwarnings("ignore", "Could not find a config file in")
+                super()._save(scratch, state_dict)  # type: ignore[misc]
             unlock_weights(scratch)
             # Trainer pickles its arguments, and PEFT writes an empty card.
             for unwanted in ("training_args.bin", "README.md"):
