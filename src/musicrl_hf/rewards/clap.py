@@ -86,8 +86,11 @@ def log_mel(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
     filters = extractor.mel_filters if is_fusion else extractor.mel_filters_slaney
     mel_filters = torch.as_tensor(filters, dtype=torch.float32, device=audio.device)
     window = torch.hann_window(extractor.fft_window_size, device=audio.device)
+    sound, silence = _filled_up(audio, extractor)
+    # Windows that hear nothing but the silence behind need not be looked at: only what the last of the others reaches.
+    reach = extractor.fft_window_size + extractor.hop_length
     spectrum = torch.stft(
-        _pad(audio, extractor),
+        nn.functional.pad(sound, (0, min(silence, reach))),
         extractor.fft_window_size,
         extractor.hop_length,
         window=window,
@@ -96,20 +99,20 @@ def log_mel(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
     )
     # Not abs().square(): that takes the root of each number first, and on a CPU half of the time of scoring.
     power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ mel_filters
+    frames = 1 + (sound.shape[-1] + silence) // extractor.hop_length
+    power = nn.functional.pad(power, (0, 0, 0, frames - power.shape[1]))
     decibels = 10 * power.clamp(min=1e-10).log10()
     return decibels[:, None].expand(-1, 4 if is_fusion else 1, -1, -1)
 
 
-def _pad(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
-    """Fill up to `max_length_s` the extractor's way: repeat and cut, repeat whole and pad with silence, or only pad."""
+def _filled_up(audio: Tensor, extractor: ClapFeatureExtractor) -> tuple[Tensor, int]:
+    """What fills `max_length_s` the extractor's way: the sound, repeated and cut, repeated whole, or once; and samples of silence."""
     length, longest = audio.shape[-1], extractor.nb_max_samples
-    if length < longest:
-        if extractor.padding == "repeat":
-            return audio.repeat(1, longest // length + 1)[:, :longest]
-        if extractor.padding == "repeatpad":
-            audio = audio.repeat(1, longest // length)
-        audio = nn.functional.pad(audio, (0, longest - audio.shape[-1]))
-    return audio
+    if length < longest and extractor.padding == "repeat":
+        return audio.repeat(1, longest // length + 1)[:, :longest], 0
+    if length < longest and extractor.padding == "repeatpad":
+        audio = audio.repeat(1, longest // length)
+    return audio, max(longest - audio.shape[-1], 0)
 
 
 def text_embeddings(model: ClapModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Tensor:
