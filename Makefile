@@ -34,7 +34,7 @@ tiny: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r recipes/requirements-alone.txt
 	$(BIN)/python recipes/run.py --work build/tiny
 
-# The tables of MusicRL's paper on the bundled models, with simulated listeners; fifteen hours of one core. Leaves results/.
+# The tables of MusicRL's paper on the bundled models, with simulated listeners; some twenty hours of one core. Leaves results/.
 paper: $(STAMP)
 	$(BIN)/python recipes/paper/run.py --work build/paper
 	$(BIN)/python recipes/paper/gather.py --work build/paper

@@ -3,8 +3,8 @@
     python model_cards/build.py
 
 For each bundled model this leaves `result.json` beside the weights, from `recipes/results/*.json` and, for the adapters, from
-`results/paper.json` or `results/guided.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a
-recipe; a test compares.
+`results/paper.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test
+compares.
 """
 
 import json
@@ -19,8 +19,6 @@ from musicrl_hf.records import Record, write_record
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
 PAPER = HERE.parent / "results" / "paper.json"
-GUIDED = PAPER.parent / "guided.json"
-FRESH = PAPER.parent / "fresh_prompts.json"
 STAGES = {  # what was measured for each model, in this order
     "musicrl-tiny": ["codec", "decoder", "text_encoder", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
@@ -82,21 +80,21 @@ LIMITS = {
 
 
 BASES = {"musicrl-tiny-quality": "musicrl-tiny-adherence"}  # whose sound encoder it keeps
-# adapter -> its name in results/paper.json, and what it was tuned on
-ADAPTERS = {
-    "musicrl-tiny-r": ("r", "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality"),
-    "musicrl-tiny-u": ("u", "a preference reward that was learned from the choices"),
+KEYS = {f"musicrl-tiny-{key}": key for key in ("r", "u", "ru")}  # adapter -> its name in results/paper.json
+LEARNED = "the 128 prompts of the package, and "
+TUNED_ON = {
+    "r": LEARNED + "adherence and quality, the rewards musicrl-tiny-adherence and musicrl-tiny-quality",
+    "u": LEARNED + "a preference reward that was learned from the choices",
+    "ru": "2,048 prompts that rules wrote (recipes/paper/many_prompts.py), and in six rounds, starting from musicrl-tiny-r, preference "
+    "rewards that were learned from the choices (.5, .45, .55, then .5, .6, .54), text adherence (.3, .25, .15, then .35, .25, .22) and "
+    "variety among the clips of a prompt (.2, .3, .3, then .15, .15, .24, in the fourth and fifth one for which another key is no news); "
+    "between the third and the fourth what makes musicrl-tiny play without guidance nearly what it plays at guidance 3 (not the key), "
+    "distilled from it, was added to the weights. From that point two more seeds were tuned in two rounds each, on rewards from more "
+    "choices (.5, .6; adherence .3, .25; variety .2, .15); half of what each of the three had changed since was added up, and tuned in a "
+    "last round (.5, .26, .24), of which three quarters are kept",
 }
-IN_ROUNDS = {  # likewise, in results/guided.json
-    "musicrl-tiny-ru": (
-        "ru",
-        "in six rounds, starting from musicrl-tiny-r, preference rewards that were learned from the choices (.5, .45, .55, then .5, .6, "
-        ".54), text adherence (.3, .25, .15, then .35, .25, .22) and variety among the clips of a prompt (.2, .3, .3, then .15, .15, "
-        ".24, in the fourth and fifth one for which another key is no news); between the third and the fourth what makes "
-        "musicrl-tiny play without guidance nearly what it plays at guidance 3 (not the key), distilled from it, was added to the weights. "
-        "From that point two more seeds were tuned in two rounds each, on rewards from more choices (.5, .6; adherence .3, .25; variety .2, "
-        ".15); half of what each of the three had changed since was added up, and tuned in a last round (.5, .26, .24), of which three quarters are kept",
-    ),
+BETWEEN = {  # clips that the simulated listeners chose between
+    "ru": "clips of musicrl-tiny, of the first round's, of what the guidance was added to and of the sixth round's"
 }
 SIMULATED_LIMITS = [
     "All listeners are SIMULATED: a documented function of the sound (listeners.py). Nobody listened, and nothing here says that "
@@ -104,16 +102,10 @@ SIMULATED_LIMITS = [
     "What the judges hear of it, which no reward knows, stands above beside the base model's own figures: where they fell, the "
     "simulated taste was bought with what a prompt asks for.",
 ]
-OLDER_QUALITY = (
-    "The quality is that of the musicrl-tiny-quality before the one that ships now, which told faults apart less well."
-)
 TUNED_LIMITS = [
-    *SIMULATED_LIMITS,
-    "The adherence that it was tuned on or measured by is that of the musicrl-tiny-adherence before the one that ships now, which heard "
-    "the instrument and nothing else of a prompt.",
-    OLDER_QUALITY,
-    "It was tuned and measured through the codec's decoder before the one that musicrl-tiny has now; results/fresh_prompts.json and "
-    "results/guidance.json of the project have its win rates with that one.",
+    "It was tuned on the musicrl-tiny-adherence, which heard the instrument and nothing else of a prompt, and the musicrl-tiny-quality before "
+    "those that ship now, and through the codec's decoder before the one that musicrl-tiny has now; but for the rates by training seed, "
+    "all that stands above was measured by and through those that ship.",
 ]
 VARIED_LIMITS = [
     "Variety was paid for by its distance in harmony, which is therefore no independent measure of it; the distance in timbre and the "
@@ -125,104 +117,68 @@ EARLIER_HARDWARE = "rounds 1 and 2: 1 x NVIDIA H200"
 
 
 def adapter_record(name: str) -> Record:
-    """What an adapter's `result.json` says: its own seed's figures and those of all seeds.
+    """What an adapter's `result.json` says: figures of the very weights that ship.
 
     Raises:
         FileNotFoundError: the paper's runs have not been gathered.
     """
-    found = json.loads(PAPER.read_text(encoding="utf-8"))
-    key, reward = ADAPTERS[name]
-    seed = str(found["seeds"][0])  # whose adapters recipes/paper/publish.py takes
-    return Record(
-        base_model=base_of_adapter(CHECKPOINTS / name),
-        method="PPO",
-        training_data=f"The 128 prompts of the package, and {reward}. The choices are of simulated listeners "
-        f"({found['listeners']}) between clips of musicrl-tiny; no clip or vote of a person was used." + BELOW,
-        license="apache-2.0",
-        metrics={
-            "simulated listeners, all seeds": {
-                f"win rate against {row['b']}": f"{_percent(row['win_rate'])} [{_percent(row['low'])}, {_percent(row['high'])}]; "
-                f"by seed {', '.join(map(_percent, row['by_seed']))}"
-                for row in found["win_rates"]
-                if row["a"] == key
-            }
-            | {
-                f"mean rating of {row['model']}, 1 to 5": round(row["mean"], 2)
-                for row in found["mos"]
-                if row["model"] in ("base", key)
-            },
-            "means of all seeds": found["systems"][key],
-            f"independent judges, this seed ({seed})": _heard(found["judged"]["seeds"][seed][key]),
-            "independent judges, musicrl-tiny": _heard(found["judged"]["seeds"][seed]["base"]),
-        },
-        limits=TUNED_LIMITS,
-        clips=_results("judge")["clips"],
-        command=found["runs"][f"align_{seed}"]["command"],
-        date=found["date"],
-        hardware=found["hardware"],
+    paper, key = json.loads(PAPER.read_text(encoding="utf-8")), KEYS[name]
+    found, others = paper["guided"], {"base": "musicrl-tiny"} | {each: label for label, each in KEYS.items()}
+    systems = {row["method"]: row for row in found["systems"]}
+    system, base, heard = systems[key], systems["base"], found["judged"]["seeds"]["0"]
+    scores, diversity = (
+        ("adherence", "quality", "panel_taste", "other_taste"),
+        ("timbre_distance_db", "harmony_distance", "distinct_ngrams"),
     )
 
+    def rates(evaluation: dict) -> dict[str, str]:
+        rows = [row for row in evaluation["win_rates"] if row["a"] == key and row["b"] in others]
+        return {f"win rate against {others[row['b']]}": _rate(row) for row in rows}
 
-def record_of_rounds(name: str) -> Record:
-    """The same of an adapter that was tuned on the larger budget, of which there is one evaluation.
-
-    Raises:
-        FileNotFoundError: the paper's runs have not been gathered.
-    """
-    found, (key, reward) = json.loads(GUIDED.read_text(encoding="utf-8")), IN_ROUNDS[name]
-    system = next(row for row in found["systems"] if row["method"] == key)
-    base = next(row for row in found["systems"] if row["method"] == "base")
-    others = {"base": "musicrl-tiny", "r": "musicrl-tiny-r", "u": "musicrl-tiny-u"}
-    diversity = ("timbre_distance_db", "harmony_distance", "distinct_ngrams")
-    heard = found["judged"]["seeds"]["0"]
+    by_seed = {
+        f"win rate against {others[row['b']]}": f"{_rate(row)}; {', '.join(map(_percent, row['by_seed']))}"
+        for row in paper["win_rates"]
+        if row["a"] == key and row["b"] in others
+    }
+    ratings = {row["model"]: round(row["mean"], 2) for row in found["mos"]}
+    made = found if key == "ru" else paper
     return Record(
         base_model=base_of_adapter(CHECKPOINTS / name),
         method="PPO",
-        training_data=f"2,048 prompts that rules wrote (recipes/paper/many_prompts.py), and {reward}. The choices are of simulated "
-        f"listeners ({found['listeners']}) between clips of musicrl-tiny, of the first round's, of what the guidance was added to and of the sixth round's; no clip or "
-        "vote of a person was used." + BELOW,
+        training_data=f"{TUNED_ON[key][0].upper()}{TUNED_ON[key][1:]}. The choices are of simulated listeners ({paper['listeners']}) between "
+        f"{BETWEEN.get(key, 'clips of musicrl-tiny')}; no clip or vote of a person was used." + BELOW,
         license="apache-2.0",
         metrics={
-            "simulated listeners": {
-                f"win rate against {others[row['b']]}": _rate(row)
-                for row in found["win_rates"]
-                if row["a"] == key and row["b"] in others
-            }
-            | {
-                f"mean rating of {row['model']}, 1 to 5": round(row["mean"], 2)
-                for row in found["mos"]
-                if row["model"] in ("base", key)
-            },
-            "simulated listeners, prompts that nothing was sought on": {
-                f"win rate against {others[row['against']]}": _rate(row)
-                for row in json.loads(FRESH.read_text(encoding="utf-8"))["win_rates"]
-                if row["model"] == key and row["against"] in others
-            },
-            "this seed": {name: system[name] for name in ("adherence", "quality", "panel_taste", "other_taste", "kl")},
-            "musicrl-tiny": {name: base[name] for name in ("adherence", "quality", "panel_taste", "other_taste")},
-            "share of musicrl-tiny's diversity": {name: _percent(system[name] / base[name]) for name in diversity},
+            "simulated listeners": rates(found)
+            | {f"mean rating of {other}, 1 to 5": ratings[other] for other in ("base", key)},
+            "simulated listeners, prompts that nothing was sought on": rates(found["fresh"]),
+            **({} if key == "ru" else {"simulated listeners, all training seeds and each": by_seed}),
+            "this adapter": {score: system[score] for score in (*scores, "kl")},
+            "musicrl-tiny": {score: base[score] for score in scores},
+            "share of musicrl-tiny's diversity": {part: _percent(system[part] / base[part]) for part in diversity},
             "independent judges": _heard(heard[key]),
             "independent judges, musicrl-tiny": _heard(heard["base"]),
         },
-        limits=[*SIMULATED_LIMITS, *VARIED_LIMITS, *_limits_of_rounds(key)],
+        limits=SIMULATED_LIMITS + (VARIED_LIMITS + _limits_of_rounds(found) if key == "ru" else TUNED_LIMITS),
         clips=_results("judge")["clips"],
-        command="as in recipes/paper/guided.py",
-        date=found["date"],
-        hardware=f"{found['hardware']}; {EARLIER_HARDWARE}",
+        command="as in recipes/paper/guided.py"
+        if key == "ru"
+        else paper["runs"][f"align_{paper['seeds'][0]}"]["command"],
+        date=made["date"],
+        hardware=f"{made['hardware']}; {EARLIER_HARDWARE}" if key == "ru" else made["hardware"],
     )
 
 
-def _limits_of_rounds(key: str) -> list[str]:
-    """What is to be known of guidance in the weights, and of the rounds, with the figures that results/ has."""
-    played = json.loads((GUIDED.parent / "guidance.json").read_text())
+def _limits_of_rounds(found: dict) -> list[str]:
+    """What is to be known of guidance in the weights, and of the rounds, with the figures of results/paper.json."""
     at_3, own = (
-        next(_rate(row) for row in rows if (row["model"], row["against"]) == (key, "base"))
-        for rows in (played["win_rates"], played["each_at_its_own"]["win_rates"])
+        next(_rate(row) for row in found[evaluation]["win_rates"] if (row["a"], row["b"]) == ("ru", "base"))
+        for evaluation in ("at_3", "as_played")
     )
     return [
         "It is played at guidance 1 by default, as its generation_config.json says: guidance is in its weights. So it is preferred to "
-        f"musicrl-tiny at 3 in {own}, and keeps less of the prompt than that; at 3 itself it is preferred in {at_3} (results/guidance.json "
-        "of the project). Whoever loads it with PEFT alone has to ask for guidance_scale=1.",
+        f"musicrl-tiny at 3 in {own}, and keeps less of the prompt than that; at 3 itself it is preferred in {at_3}. "
+        "Whoever loads it with PEFT alone has to ask for guidance_scale=1.",
         "R below it and its first three rounds were tuned, and their rewards learned, on the sound of the codec's decoder before the one that "
         "musicrl-tiny has now; all that stands above was measured through the latter. Ten steps of the third were chosen of four trials by "
         "their win rate on 64 training prompts.",
@@ -251,10 +207,8 @@ def record(name: str) -> Record:
     Raises:
         FileNotFoundError: a recipe has not been run.
     """
-    if name in ADAPTERS:
+    if name in KEYS:
         return adapter_record(name)
-    if name in IN_ROUNDS:
-        return record_of_rounds(name)
     corpus, clips = _results("corpus"), _results("render")["train"]
     stages = [_results(stage) for stage in STAGES[name]]
     measured = {

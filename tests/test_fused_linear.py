@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 
+from musicrl_hf import fused_linear
 from musicrl_hf.fused_linear import FusedLinear
 
 
@@ -21,18 +22,34 @@ def one_by_one(modules, states):
     return torch.cat([module(states) for module in modules], -1)
 
 
+@pytest.mark.parametrize("intel", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 16])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02), (torch.float64, 1e-12)]
 )
-def test_a_product_equals_its_layers(rows, dtype, tolerance):
+def test_a_product_equals_its_layers(rows, dtype, tolerance, intel, monkeypatch):
+    """On this computer, as it is done on an Intel CPU and on another."""
+    monkeypatch.setattr(fused_linear, "_is_intel", lambda: intel)
     modules, states = layers().to(dtype), torch.randn(rows, 12, dtype=dtype)
     with torch.no_grad():
         product = FusedLinear(modules)
         together = product(states)
     assert product.weight is not None
+    assert product.turned == (intel and dtype == torch.float32 and torch.backends.mkl.is_available())
+    assert not (product.turned and product.packed)
     assert together.dtype == dtype
     torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=tolerance)
+
+
+def test_a_weight_that_is_larger_than_a_cache_is_not_turned(monkeypatch):
+    monkeypatch.setattr(fused_linear, "_is_intel", lambda: True)
+    monkeypatch.setattr(fused_linear, "_SMALL", 12 * 8)
+    modules, states = layers(), torch.randn(2, 12)
+    for few, small in ((modules[:1], torch.backends.mkl.is_available()), (modules, False)):
+        with torch.no_grad():
+            product = FusedLinear(few)
+            torch.testing.assert_close(product(states), one_by_one(few, states), rtol=0, atol=1e-6)
+        assert product.turned == small
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float64])

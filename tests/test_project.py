@@ -381,6 +381,6 @@ def test_the_code_on_the_cards_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_records_beside_the_bundled_weights_are_those_of_the_recipes(build):
-    assert set(build.STAGES) | set(build.ADAPTERS) | set(build.IN_ROUNDS) == set(BUNDLED)
+    assert set(build.STAGES) | set(build.KEYS) == set(BUNDLED)
     for name in BUNDLED:
         assert read_record(CHECKPOINTS / name) == build.record(name)

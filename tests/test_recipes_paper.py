@@ -205,6 +205,11 @@ def test_many_prompts_are_new_and_the_same_again(recipe, tmp_path, monkeypatch):
     assert len(known) == 128 + 104
     assert not known & set(prompts)
     assert many.many_prompts(300, seed=1) != prompts
+    monkeypatch.setattr(sys, "argv", ["many_prompts.py", str(part), "--count", "350", "--but_not", str(files[0])])
+    many.main()
+    others = part.read_text().splitlines()
+    assert others[:50] == many.many_prompts(350)[300:]  # as if the first 300 had been passed over
+    assert len({*others, *prompts}) == 350 + 300
 
 
 def test_another_key_is_no_variety(recipe):
@@ -295,14 +300,50 @@ def test_the_larger_budget_is_shown_without_judges_too(recipe):
     assert all(len(part.splitlines()) == 2 + len(larger.NAMES) for part in (whole[-1], without[-1]))
 
 
-@pytest.mark.skipif(not (ROOT / "results" / "paper.json").exists(), reason="nothing was gathered yet")
 def test_what_is_shown_is_what_was_gathered(recipe):
     tables = recipe("tables")
     found = json.loads((ROOT / "results" / "paper.json").read_text())
     assert found["listeners"] == LISTENER_VERSION
     assert {row["a"] for row in found["win_rates"]} >= {"r", "u", "ru"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{tables.BEGIN}\n{tables.summary(found)}\n{tables.END}" in readme
+    shown = tables.shown(found)
+    assert [[*names] for names in shown.values()] == [["summary", "shipped", "as played"], ["guided"]]
+    for path, parts in shown.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for name, what in parts.items():
+            assert len(what.splitlines()) > 4
+            assert tables.filled(text, name, what) == text
     plots = [f"curves_{name}.svg" for name in found["curves"]]
     assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == tables.page(found, plots)
     assert all((ROOT / "results" / name).is_file() for name in plots)
+
+
+def test_a_table_is_put_between_its_marks_alone(recipe):
+    filled = recipe("tables").filled
+    first, second = (
+        "<!-- from results/paper.json, {0}: -->\n{1}\n<!-- :from results/paper.json, {0} -->".format for _ in "ab"
+    )
+    text = f"before\n{first('a', 'old')}\nbetween\n{second('b', 'old')}\nbehind\n"
+    assert filled(text, "b", "new") == f"before\n{first('a', 'old')}\nbetween\n{second('b', 'new')}\nbehind\n"
+    for wrong in (text + text, text.replace("<!-- :from results/paper.json, b -->", ""), "nothing"):
+        with pytest.raises(ValueError, match="must have '<!-- from results/paper.json, b: -->' once"):
+            filled(wrong, "b", "new")
+
+
+def test_tables_of_guidance_have_each_system_once_and_say_who_is_people(recipe):
+    """Against the file's own numbers, of the row that ships."""
+    tables, guided = recipe("tables"), recipe("guided_tables")
+    found = json.loads((ROOT / "results" / "paper.json").read_text())["guided"]
+    shipped = guided.shipped(found, tables.table).splitlines()
+    assert len(shipped) == 2 + len(guided.SHIPPED) + len(guided.PEOPLE)
+    assert all(line.startswith("| *MusicRL's ") and ", people*" in line for line in shipped[-2:])
+    rate = next(row for row in found["win_rates"] if (row["a"], row["b"]) == ("ru", "base"))
+    assert f"| **{100 * rate['win_rate']:.0f} % [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]** |" in shipped[-3]
+    heard = found["judged"]["seeds"]["0"]["ru"]
+    assert f" {100 * heard['instrument']['share']:.0f} % " in shipped[-3]
+    played = guided.as_played(found, tables.table).splitlines()
+    assert [line.split("|")[1].strip() for line in played[2:]] == ["base", *guided.PLAYED.values(), guided.OWN]
+    assert len(guided.tried(found, tables.table).splitlines()) == 2 + len(guided.TRIED)
+    unheard = found | {"judged": {}, "judged_at_3": {}}
+    for made in (guided.shipped, guided.as_played, guided.tried):  # judges are asked by a script of their own
+        whole, without = (made(some, tables.table).splitlines() for some in (found, unheard))
+        assert [line.count("|") for line in without] == [line.count("|") for line in whole]

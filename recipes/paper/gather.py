@@ -1,7 +1,7 @@
 """Everything the runs found, in one file: results/paper.json, from which README, cards and plots are made.
 
     python recipes/paper/gather.py --work build/paper
-    python recipes/paper/gather.py --work build/paper --part guided     # that part alone: results/guided.json
+    python recipes/paper/gather.py --work build/paper --part guided     # that part anew, what else was gathered stays
 
 Votes and ratings of all seeds are pooled; intervals come from prompts drawn anew, and say nothing of other training seeds, so
 each pooled figure has the seeds' own beside it. All listeners are simulated.
@@ -218,6 +218,33 @@ def everything_of(work: Path, part: str, made_by: str) -> dict[str, Any]:
     }
 
 
+def evaluated(folder: Path) -> dict[str, Any]:
+    """Every pair of the systems of one evaluation; of each its mean rating, rewards and diversity."""
+    result, votes = json.loads((folder / "results.json").read_text()), read_votes(folder / "votes.csv")
+    scores, pairs = {row["model"]: row["mean"] for row in result["mos"]}, []
+    for b, a in combinations(result["models"], 2):
+        rate = as_json(win_rate(votes, a, b))
+        pairs.append({"a": rate.pop("model"), "b": rate.pop("against"), **rate})
+    return {
+        "settings": {key: result["settings"][key] for key in ("duration_s", "guidance_scale", "seed")},
+        "prompts": len({vote.prompt for vote in votes}),
+        "win_rates": pairs,
+        "systems": {name: {"mean_rating": scores[name], **_system(result, name)} for name in result["models"]},
+    }
+
+
+def guided(work: Path) -> dict[str, Any]:
+    """WORK/guided: all systems at guidance 1, what ships as it is played and on other prompts, each run's steps."""
+    if not (found := everything_of(work, "guided", "distilled")):
+        return {}
+    folder, tuned = work / "guided", (*ROUNDS, *(f"{seed}_{which}" for seed in SEEDS for which in AGAIN))
+    made = (name for name in ("at_3", "as_played", "fresh") if (folder / name / "results.json").exists())
+    found |= {name: evaluated(folder / name) for name in made}
+    judged = folder / "judged_guidance_3.json"
+    found["judged_at_3"] = json.loads(judged.read_text()) if judged.exists() else {}
+    return found | {"steps": {name: steps(folder / name) for name in ("distilled", *tuned, "ru_final")}}
+
+
 def rewards_table(work: Path, seeds: Iterable[int]) -> dict[str, Any]:
     """Held-out accuracy of each preference reward, by seed (of these) and by ablation."""
     found: dict[str, Any] = {"by_seed": {}, "ablations": {}}
@@ -264,25 +291,14 @@ def steps(folder: Path) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
-    parser.add_argument("--part", choices=["guided"], help="this part alone, into a file of its own")
-    parser.add_argument("--out", type=Path, help="results/paper.json by default, or the part's")
+    parser.add_argument("--part", choices=["guided"], help="this part alone, in the place of what the file has of it")
+    parser.add_argument("--out", type=Path, default=OUT, help="results/paper.json by default")
     args = parser.parse_args()
     if args.part:
-        found = {
-            "listeners": LISTENER_VERSION,
-            **everything_of(args.work, args.part, "distilled"),
-            "steps": {
-                name: steps(args.work / args.part / name)
-                for name in (
-                    "distilled",
-                    *ROUNDS,
-                    *(f"{seed}_{which}" for seed in SEEDS for which in AGAIN),
-                    "ru_final",
-                )
-            },
-            "runs": runs_of(args.work, f"{args.part}_"),
-        }
-        return write(found, args.out or OUT.with_name(f"{args.part}.json"))
+        found = json.loads(args.out.read_text())
+        runs = {name: run for name, run in found["runs"].items() if not name.startswith(f"{args.part}_")}
+        found["runs"] = runs | runs_of(args.work, f"{args.part}_")
+        return write(found | {args.part: guided(args.work)}, args.out)
     folders = seeds_of(args.work)
     judged = args.work / "judged.json"
     runs = runs_of(args.work)
@@ -304,11 +320,12 @@ def main() -> None:
         "reach": against_base(args.work, "curves"),
         "limits": against_base(args.work, "limits"),
         "larger": everything_of(args.work, "larger", "u"),
+        "guided": guided(args.work),
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
         "runs": runs,
         "paper": PAPER,
     }
-    write(found, args.out or OUT)
+    write(found, args.out)
 
 
 def runs_of(work: Path, start: str = "") -> dict[str, Any]:

@@ -6,10 +6,12 @@ on, on rewards that were learned from votes on its own clips too, with more of a
 another key is no news until the last steps. That one's clips are voted on, and more of those that it began with; on what all these
 votes teach two seeds are tuned from the same start. Half of what each of the three learned is added up (weights of policies averaged,
 Rame et al. 2024, arXiv:2406.16768, and a little beyond the mean, Zheng et al. 2024, arXiv:2404.16792), and tuned on with an entropy
-bonus; three quarters of that ships. Its tables and the adapter are made by
+bonus; three quarters of that ships. All are compared at guidance 1 on the held-out prompts; what ships at guidance 3 and each at its own
+there, and on prompts of which nothing before knows. Its tables and the adapter are made by
 
     python recipes/paper/run.py --work build/paper --seeds 0 --parts align larger guided
-    python recipes/paper/judged.py --work build/paper --part guided --draws 2
+    python recipes/paper/judged.py --work build/paper --part guided --draws 4
+    python recipes/paper/judged.py --work build/paper --part guided --draws 4 --guidance 3 --systems base r u ru
     python recipes/paper/gather.py --work build/paper --part guided
     python recipes/paper/publish.py --work build/paper --names ru
 """
@@ -159,9 +161,23 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
     runs.append(Run("guided_ru_final_share", words, Path(share), "add_adapter"))
     systems["ru"] = as_one(share, systems["r"], "ru", "--rank", str(RANK))
     del systems["ru_first"], systems["ru_second"]  # on the way
-    compare = (
-        *("evaluate", "--models", *(f"{name}={model}" for name, model in systems.items())),
-        *("--prompts", str(BUNDLED / "heldout.txt"), "--rewards", "adherence", "quality", PANEL, OTHER, *duration),
-        *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
-    )
-    return [*runs, Run("guided_evaluation", compare, out / "evaluation")]
+
+    def compared(folder: str, models: list[str], on: Path, rewards: tuple[str, ...], *more: str) -> Run:
+        """One evaluation of these systems, each pair of clips heard by simulated listeners."""
+        command = (
+            *("evaluate", "--models", *(f"{name}={systems[name]}" for name in models), "--prompts", str(on)),
+            *("--rewards", *rewards, PANEL, OTHER, *duration, "--batch_size", "32", *more, "--out", str(out / folder)),
+        )
+        return Run(f"guided_{folder}", command, out / folder)
+
+    heldout, fresh = BUNDLED / "heldout.txt", out / "prompts_fresh.txt"
+    known, played = ("adherence", "quality"), ["base", "r", "u", "ru"]
+    words = ("--count", str(sizes.fresh_prompts), "--seed", "1", "--but_not", str(prompts), str(fresh))
+    return [
+        *runs,
+        compared("evaluation", list(systems), heldout, known, "--seed", "1"),
+        compared("at_3", played, heldout, known, "--guidance_scale", "3", "--seed", "1"),
+        compared("as_played", played, heldout, known, "--guidance_scale", "none", "--seed", "1"),
+        Run("guided_fresh_prompts", words, fresh, "many_prompts"),
+        compared("fresh", ["base", "r", "u", "ru_before", "ru"], fresh, ("adherence",), "--seed", "5"),
+    ]

@@ -26,7 +26,7 @@ from musicrl_hf.preferences.listeners import other_taste, panel_taste
 
 SYSTEMS = ("base", "r", "u", "ru", "ru2")
 # Of WORK/guided, beside R, U and what they were added to.
-GUIDED = ("distilled", "ru_whole", *ROUNDS, *SEEDS, "ru_shares", "ru")
+GUIDED = ("distilled", "ru_whole", [*ROUNDS][-1], *SEEDS, "ru_shares", "ru")
 LARGER = ("r_larger", "u", "ru_first", "ru_anew", "ru2", "ru3", "ru")  # of WORK/larger, beside those of the first seed
 
 
@@ -94,7 +94,7 @@ def main() -> None:
             heard[name] = figures(judges.hear(audio), rows, prompts, reference)
             for panel in (panel_taste, other_taste):
                 heard[name][panel.__name__] = round(float(panel(prompts, audio[:, None], SAMPLING_RATE).mean()), 3)
-        write_json(path, found)
+            write_json(path, found)
 
 
 if __name__ == "__main__":

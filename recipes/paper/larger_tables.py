@@ -87,7 +87,7 @@ def sections(found: dict[str, Any], table: Table) -> list[str]:
         f"former; its own clips were voted on, and from all votes two rewards with rhythm were learned, right in {right['reward_2']} of "
         f"{rewards['reward_2']['n_votes']:,} votes and {right['reward_2_seed1']} of {rewards['reward_2_seed1']['n_votes']:,}: what follows has half of each. All "
         "are compared in one evaluation on the bundled held-out prompts; R and the small U and RU are the first seed's, in half precision. What ships as "
-        "`musicrl-tiny-ru` goes on from the last of them: [guidance in the weights](FINDINGS.md#guidance-in-the-weights), [figures](guided.json).",
+        "`musicrl-tiny-ru` goes on from the last of them: [guidance in the weights](FINDINGS.md#guidance-in-the-weights).",
         *([found["note"]] if "note" in found else []),
         preferred(found, table),
     ]

@@ -8,6 +8,7 @@ None is among the bundled ones, which are collected, tuned and compared on elsew
 import argparse
 import random
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -44,10 +45,10 @@ def random_facts(rng: random.Random) -> dict:
     }
 
 
-def many_prompts(count: int, seed: int = 0) -> list[str]:
-    """`count` different prompts, one phrasing of each clip that nobody rendered."""
+def many_prompts(count: int, seed: int = 0, but_not: Iterable[str] = ()) -> list[str]:
+    """`count` different prompts, none of those of `but_not`, one phrasing of each clip that nobody rendered."""
     rng = random.Random(seed)
-    known = {prompt for name in ("train", "heldout") for prompt in read_prompts(BUNDLED / f"{name}.txt")}
+    known = {prompt for name in ("train", "heldout") for prompt in read_prompts(BUNDLED / f"{name}.txt")} | {*but_not}
     prompts: dict[str, None] = {}
     while len(prompts) < count:
         prompt = rng.choice(captions(random_facts(rng), rng))
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--but_not", type=Path, help="file of prompts that are not to be among them")
     parser.add_argument(
         "--halves", type=Path, nargs=2, help="two more files, for the first and the second half of them"
     )
@@ -68,7 +70,8 @@ def main() -> None:
         "--part", nargs=3, metavar=("FROM", "UP_TO", "FILE"), help="one more file, for those of them, from 0"
     )
     arguments = parser.parse_args()
-    prompts, half = many_prompts(arguments.count, arguments.seed), arguments.count // 2
+    known = read_prompts(arguments.but_not) if arguments.but_not else []
+    prompts, half = many_prompts(arguments.count, arguments.seed, known), arguments.count // 2
     files = {}
     if arguments.halves:
         files |= dict(zip(arguments.halves, (prompts[:half], prompts[half:]), strict=True))

@@ -44,6 +44,7 @@ class Sizes:
     guided_reward_steps: tuple[int, int] = (800, 1200)  # on the first votes, on all
     guided_seed_steps: tuple[int, int] = (50, 30)  # of each seed on what all votes teach
     guided_final_steps: int = 40  # of their sum
+    fresh_prompts: int = 208  # on which nothing was tuned or chosen
 
 
 TINY = Sizes(
@@ -71,6 +72,7 @@ TINY = Sizes(
     guided_reward_steps=(4, 4),
     guided_seed_steps=(2, 2),
     guided_final_steps=2,
+    fresh_prompts=4,
 )
 
 

@@ -1,4 +1,4 @@
-"""The project's counterpart of MusicRL's tables: three seeds of the loop, methods, rewards' ablations, over-optimisation.
+"""The project's counterpart of MusicRL's tables: three seeds of the loop, methods, rewards' ablations, over-optimisation, what ships.
 
     python recipes/paper/run.py --work build/paper            # or `make paper`
     python recipes/paper/run.py --work build/paper --parts align --seeds 1
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS[:-1]], help="all but guided by default")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument(
         "--recipe",
         default="paper",

@@ -1,4 +1,4 @@
-"""Tables and plots of results/paper.json, from that file alone: results/README.md, results/*.svg, and the table in README.md.
+"""Tables and plots of results/paper.json, from that file alone: results/README.md, results/*.svg, and tables of README.md and FINDINGS.md.
 
 python recipes/paper/tables.py
 """
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import guided_tables
 import larger_tables
 
 from musicrl_hf.audio import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
-BEGIN, END = "<!-- from results/paper.json: -->", "<!-- :from results/paper.json -->"
 NAMES = {"base": "base", "r": "R", "u": "U", "ru": "RU", "ru2": "RU, second round"}
 REWARDS = {
     "adherence": "adherence",
@@ -317,16 +317,39 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def shown(found: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Tables of texts that somebody wrote: of each text by its path, each table by its name there."""
+    readme, findings = {"summary": summary(found)}, {}
+    if guided := found.get("guided"):
+        readme |= {"shipped": guided_tables.shipped(guided, table), "as played": guided_tables.as_played(guided, table)}
+        findings["guided"] = guided_tables.tried(guided, table)
+    return {"README.md": readme, "results/FINDINGS.md": findings}
+
+
+def filled(text: str, name: str, what: str) -> str:
+    """`text` with `what` between the marks of that name.
+
+    Raises:
+        ValueError: the text has not just one place of that name.
+    """
+    begin, end = (f"<!-- {colon[0]}from results/paper.json, {name}{colon[1]} -->" for colon in (("", ":"), (":", "")))
+    if (text.count(begin), text.count(end)) != (1, 1) or text.index(end) < text.index(begin):
+        raise ValueError(f"`text` must have {begin!r} once and {end!r} behind it once.")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{what}\n{end}{rest.partition(end)[2]}"
+
+
 def main() -> None:
     found = json.loads((RESULTS / "paper.json").read_text())
     plots = draw_curves(found)
-    with atomic_path(RESULTS / "README.md") as temporary:
-        temporary.write_text(page(found, plots), encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    with atomic_path(ROOT / "README.md") as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{summary(found)}\n{END}{after}", encoding="utf-8")
+    texts = {"results/README.md": page(found, plots)}
+    for path, tables in shown(found).items():
+        texts[path] = (ROOT / path).read_text(encoding="utf-8")
+        for name, what in tables.items():
+            texts[path] = filled(texts[path], name, what)
+    for path, text in texts.items():
+        with atomic_path(ROOT / path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
