@@ -52,7 +52,17 @@ LAYERS = (  # each may import from those before it, and from its own
     ("cards",),
     ("hub",),
     (
-        *("codec", "codec_conversion", "delay", "sampling", "likelihood", "recompute", "fused_linear", "step_decoder"),
+        *(
+            "codec",
+            "codec_conversion",
+            "codec_decoder",
+            "delay",
+            "sampling",
+            "likelihood",
+            "recompute",
+            "fused_linear",
+            "step_decoder",
+        ),
         "step_graph",
     ),
     ("configuration",),
