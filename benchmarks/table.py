@@ -23,6 +23,11 @@ def device_of(result: Path) -> str:
     return "GPU" if result.stem.endswith(("_cuda", "_mps", "_xpu")) else "CPU"
 
 
+def short_name(hardware: str) -> str:
+    """AMD EPYC for "AMD EPYC (x86_64), 1 of 2 cores, ...", Intel Xeon for "Intel(R) Xeon(R) Processor (x86_64), ..."."""
+    return re.sub(r"\(.*?\)|,.*| Processor", "", hardware).strip()
+
+
 def read(results: Path) -> dict[Path, dict[str, Any]]:
     """Every result, in the order of the file names."""
     return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
@@ -41,7 +46,8 @@ def page(results: Path) -> str:
         "turns in one process, with the same weights and prompts; a ratio is the median of those of neighbouring turns, and their range "
         'stands in brackets. "OTHERS" are greedy codes that differ from the stock library\'s, by near ties in bfloat16; "were they products '
         'alone" is the ratio that matrix products alone would have. '
-        "Trainings on a GPU were measured before what norms and GELUs put out was made again instead of kept. "
+        "Trainings on a GPU were measured before what norms and GELUs put out was made again instead of kept, and all but trainings on an "
+        "AMD EPYC before top-k was a threshold, before codes were decoded by matrix products and before silence behind a clip was passed over. "
         "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in about ten minutes.",
     ]
     for path, found in read(results).items():
@@ -61,8 +67,8 @@ def ratios(rows: list[dict[str, str]], column: str) -> str:
 
 def summary(results: Path) -> str:
     """README.md: how many times faster than the stock library, and in how much of its memory."""
-    rows = [["what", "on a", "times faster than the stock library", "share of its memory"]]
-    for path, found in read(results).items():
+    rows = [["what", "on", "times faster than the stock library", "share of its memory"]]
+    for found in read(results).values():
         column = next((name for name in RATIOS if name in found["rows"][0]), None)
         if column is None:
             continue
@@ -70,7 +76,7 @@ def summary(results: Path) -> str:
         for other in against:
             same = [row for row in found["rows"] if row.get("against", "") == other]
             what = CLAUSE.match(found["what"])[0] + (f", against {other}" if other else "")
-            rows.append([what, device_of(path), ratios(same, column), ratios(same, SHARE)])
+            rows.append([what, short_name(found["hardware"]), ratios(same, column), ratios(same, SHARE)])
     return table(rows)
 
 

@@ -140,7 +140,7 @@ def adapter_record(name: str) -> Record:
         for row in paper["win_rates"]
         if row["a"] == key and row["b"] in others
     }
-    ratings = {row["model"]: round(row["mean"], 2) for row in found["mos"]}
+    ratings, clips = {row["model"]: round(row["mean"], 2) for row in found["mos"]}, found["judged"]["clips"]
     made = found if key == "ru" else paper
     return Record(
         base_model=base_of_adapter(CHECKPOINTS / name),
@@ -156,8 +156,8 @@ def adapter_record(name: str) -> Record:
             "this adapter": {score: system[score] for score in (*scores, "kl")},
             "musicrl-tiny": {score: base[score] for score in scores},
             "share of musicrl-tiny's diversity": {part: _percent(system[part] / base[part]) for part in diversity},
-            "independent judges": _heard(heard[key]),
-            "independent judges, musicrl-tiny": _heard(heard["base"]),
+            f"independent judges of {clips} clips": _heard(heard[key]),
+            f"independent judges of {clips} clips, musicrl-tiny": _heard(heard["base"]),
         },
         limits=SIMULATED_LIMITS + (VARIED_LIMITS + _limits_of_rounds(found) if key == "ru" else TUNED_LIMITS),
         clips=_results("judge")["clips"],

@@ -64,12 +64,15 @@ def test_a_table_has_a_row_a_measurement_and_the_summary_their_range(load_benchm
     (tmp_path / "y.json").write_text(json.dumps({**found, "rows": [{"n": "1", "s": "**2.00**"}]}))  # no ratio in it
     table = load_benchmark("table")
     header, _, *rows = table.summary(tmp_path).splitlines()
-    assert header == "| what | on a | times faster than the stock library | share of its memory |"
+    assert header == "| what | on | times faster than the stock library | share of its memory |"
     assert rows == [
-        "| Steps (of 1, 2) | CPU | 2.00 to 10.00 | 0.30 |",
-        "| Steps (of 1, 2), against a | GPU | 2.00 | 0.30 |",
-        "| Steps (of 1, 2), against b | GPU | 10.00 | 0.30 |",
+        "| Steps (of 1, 2) | a CPU | 2.00 to 10.00 | 0.30 |",
+        "| Steps (of 1, 2), against a | a GPU | 2.00 | 0.30 |",
+        "| Steps (of 1, 2), against b | a GPU | 10.00 | 0.30 |",
     ]
+    names = {"AMD EPYC (x86_64), 1 of 2 cores": "AMD EPYC", "NVIDIA H200, 8 of 16 cores": "NVIDIA H200"}
+    names["Intel(R) Xeon(R) Processor (x86_64), 1 of 2 cores, **shared** with other work (load 1.8)"] = "Intel Xeon"
+    assert {hardware: table.short_name(hardware) for hardware in names} == names
     text = table.filled(f"before {table.BEGIN} old {table.END} after", tmp_path)
     assert text == f"before {table.BEGIN}\n{table.summary(tmp_path)}\n{table.END} after"
     page = table.page(tmp_path)
