@@ -347,3 +347,24 @@ def test_tables_of_guidance_have_each_system_once_and_say_who_is_people(recipe):
     for made in (guided.shipped, guided.as_played, guided.tried):  # judges are asked by a script of their own
         whole, without = (made(some, tables.table).splitlines() for some in (found, unheard))
         assert [line.count("|") for line in without] == [line.count("|") for line in whole]
+
+
+def test_the_readmes_words_have_the_files_figures():
+    """Those of what ships that stand outside of its tables."""
+    found = json.loads((ROOT / "results" / "paper.json").read_text())["guided"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+    def rate(evaluation: dict, other: str) -> str:
+        row = next(row for row in evaluation["win_rates"] if (row["a"], row["b"]) == ("ru", other))
+        return f"{100 * row['win_rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+    fresh, heard = found["fresh"], found["judged"]["seeds"]["0"]
+    assert f"on {fresh['prompts']} prompts used neither for training nor for choosing" in readme
+    assert f"RU wins **{rate(fresh, 'base')}** against the base" in readme
+    assert f"{rate(fresh, 'r')} against R and {rate(fresh, 'u')} against U" in readme
+    assert f"preferred to the base at 3, as that is played, in {rate(found['as_played'], 'base')}" in readme
+    assert f"RU is preferred to the base in {rate(found['as_played'], 'base')}, and keeps less" in readme
+    ours, base = (round(heard[name]["key_neighbour"]["share"] * heard[name]["key_clips"]) for name in ("ru", "base"))
+    assert f"is heard in {ours} of {heard['ru']['key_clips']} clips (base {base})" in readme
+    stuck = [heard[name]["faulty_clips"]["stuck"] for name in ("ru", "base")]
+    assert f"{stuck[0]} clips of {found['judged']['clips']} stick to one note (base {stuck[1]})" in readme
