@@ -129,9 +129,23 @@ def test_one_adapter_may_have_a_smaller_rank(recipe, stack, tmp_path):
     assert len(shares) > 1
     assert kept == pytest.approx(min(shares), abs=1e-4)
     assert kept < 0.999
+    assert not (tmp_path / "small" / "generation_config.json").exists()
     with pytest.raises(ValueError, match="`rank` must be from 1 to 9.*got 10"):
         one_adapter.join(stack, str(tmp_path / "base"), tmp_path / "large", rank=10)
     assert not (tmp_path / "large").exists()
+
+
+def test_an_adapter_says_and_is_published_with_what_guidance_it_is_played(recipe, stack, tmp_path):
+    recipe("one_adapter").join(stack, str(tmp_path / "base"), tmp_path / "one", guidance_scale=1.0)
+    assert load_generator(str(tmp_path / "one")).generation_config.guidance_scale == 1.0
+    plain, published = tmp_path / "plain", tmp_path / "published"
+    recipe("one_adapter").join(stack, str(tmp_path / "base"), plain)
+    usual = load_generator(str(plain)).generation_config.guidance_scale
+    assert usual != 1.0
+    for source, scale in ((tmp_path / "one", 1.0), (plain, None)):
+        assert recipe("publish").publish(source, published, "base") > 0
+        sampling = published / "generation_config.json"
+        assert (json.loads(sampling.read_text())["guidance_scale"] if sampling.exists() else None) == scale
 
 
 def test_what_the_adapters_stand_on_may_be_an_adapter(recipe, stack, tmp_path):

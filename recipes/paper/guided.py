@@ -95,10 +95,10 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
             runs.append(Run(f"guided_{folder.name}", command, folder / "result.json"))
         return folders
 
-    def as_one(last: str, base: str, name: str, *rank: str) -> str:
+    def as_one(last: str, base: str, name: str, *how: str) -> str:
         """The adapters from `base` on as one."""
         runs.append(
-            Run(f"guided_{name}", (last, "--base", base, "--out", str(out / name), *rank), out / name, "one_adapter")
+            Run(f"guided_{name}", (last, "--base", base, "--out", str(out / name), *how), out / name, "one_adapter")
         )
         return str(out / name)
 
@@ -159,7 +159,9 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
     share = str(out / "ru_final_share")
     words = (last, "--share", f"{FINAL_SHARE:g}", "--on", systems["ru_shares"], "--out", share)
     runs.append(Run("guided_ru_final_share", words, Path(share), "add_adapter"))
-    systems["ru"] = as_one(share, systems["r"], "ru", "--rank", str(RANK))
+    systems["ru"] = as_one(
+        share, systems["r"], "ru", "--rank", str(RANK), "--guidance_scale", "1"
+    )  # it has guidance in it
     del systems["ru_first"], systems["ru_second"]  # on the way
 
     def compared(folder: str, models: list[str], on: Path, rewards: tuple[str, ...], *more: str) -> Run:

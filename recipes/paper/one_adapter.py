@@ -17,7 +17,7 @@ from torch import Tensor
 
 from musicrl_hf.audio import atomic_path
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, SAMPLING = "adapter_model.safetensors", "adapter_config.json", "generation_config.json"
 
 
 def stack_of(folder: Path, base: str) -> list[Path]:
@@ -67,8 +67,10 @@ def of_rank(weights: dict[str, Tensor], rank: int) -> tuple[dict[str, Tensor], f
     return found, kept
 
 
-def join(folder: Path, base: str, out: Path, rank: int | None = None) -> tuple[int, float]:
-    """Write the adapter; how many it is made of, and the least share that `rank` keeps of what they change in a layer.
+def join(
+    folder: Path, base: str, out: Path, rank: int | None = None, guidance_scale: float | None = None
+) -> tuple[int, float]:
+    """Write the adapter, and at what guidance scale it is sampled by default where that is given; how many it is made of, and the least share that `rank` keeps of what they change in a layer.
 
     Raises:
         ValueError: those in the stack are scaled differently, or a rank that is not from 1 to the sum of theirs.
@@ -97,6 +99,8 @@ def join(folder: Path, base: str, out: Path, rank: int | None = None) -> tuple[i
         temporary.mkdir()
         (temporary / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        if guidance_scale is not None:
+            (temporary / SAMPLING).write_text(json.dumps({"guidance_scale": guidance_scale}) + "\n")
     return len(stack), kept
 
 
@@ -106,8 +110,9 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="what the lowest one stands on: a name or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the one adapter")
     parser.add_argument("--rank", type=int, help="of the one adapter; all of theirs by default")
+    parser.add_argument("--guidance_scale", type=float, help="that it is sampled at by default; that of its base")
     args = parser.parse_args()
-    count, kept = join(args.adapter, args.base, args.out, args.rank)
+    count, kept = join(args.adapter, args.base, args.out, args.rank, args.guidance_scale)
     print(f"{args.out}: {count} adapters in one, {kept:.2%} or more of the square of what they change in a layer")
 
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the recipe's sta
 from common import SAMPLING_RATE
 from gather import seeds_of
 from judge import CARD_PROMPTS, sample
+from one_adapter import CONFIG, SAMPLING, WEIGHTS
 from safetensors.torch import load_file, save_file
 
 from musicrl_hf import load_generator
@@ -25,12 +26,10 @@ from musicrl_hf.audio import write_audio
 from musicrl_hf.bundled import CHECKPOINTS, write_manifest
 
 BASES = {"r": "musicrl-tiny", "u": "musicrl-tiny", "ru": "musicrl-tiny-r"}
-WEIGHTS, CONFIG, SAMPLING = "adapter_model.safetensors", "adapter_config.json", "generation_config.json"
-OWN_GUIDANCE = {"ru": 1.0}  # what it is played with by default: guidance is in its weights
 
 
-def publish(source: Path, target: Path, base: str, guidance: float | None = None) -> int:
-    """Write an adapter's weights and configuration, and with what guidance it is played, aside and renamed; bytes of the folder.
+def publish(source: Path, target: Path, base: str) -> int:
+    """Write an adapter's weights and configuration, and with what guidance it is played if it says so, aside and renamed; bytes of the folder.
 
     Raises:
         FileNotFoundError: `source` holds no adapter.
@@ -47,9 +46,9 @@ def publish(source: Path, target: Path, base: str, guidance: float | None = None
     (target / f".{WEIGHTS}.part").chmod(0o644)
     (target / f".{CONFIG}.part").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     names = [WEIGHTS, CONFIG]
-    if guidance is not None:
+    if (source / SAMPLING).is_file():
         names.append(SAMPLING)
-        (target / f".{SAMPLING}.part").write_text(json.dumps({"guidance_scale": guidance}) + "\n", encoding="utf-8")
+        (target / f".{SAMPLING}.part").write_bytes((source / SAMPLING).read_bytes())
     else:
         (target / SAMPLING).unlink(missing_ok=True)
     for name in names:
@@ -75,7 +74,7 @@ def main() -> None:
     for name in args.names:
         folder = args.work / "guided" if name == "ru" else next(iter(seeds_of(args.work).values())).parent
         target = CHECKPOINTS / f"musicrl-tiny-{name}"
-        print(f"{target.name}: {publish(folder / name, target, BASES[name], OWN_GUIDANCE.get(name)) / 1e6:.2f} MB")
+        print(f"{target.name}: {publish(folder / name, target, BASES[name]) / 1e6:.2f} MB")
     for name in args.names:
         write_manifest()  # which a bundled base is compared with as it is loaded
         write_clips(CHECKPOINTS / f"musicrl-tiny-{name}")
