@@ -445,6 +445,25 @@ def test_the_kl_to_a_guided_anchor_teaches_what_guidance_plays(tmp_path, objecti
     assert sum(kl[-5:]) / 5 < 0.5 * kl[0]
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_learned_guidance_is_sampled_without_it_by_default(tmp_path, lora):
+    """A saved model or adapter says so itself; one that learned from rewards alone is sampled as its base is."""
+    start = tiny_generator()
+    start.save_pretrained(tmp_path / "start")
+    for scale in (3.0, 1.0):
+        generator = load_generator(tmp_path / "start")
+        model = add_lora(generator, LORA, str(tmp_path / "start")) if lora else generator
+        args = config(tmp_path / "run", max_steps=1, ref_guidance_scale=scale)
+        trainer = MusicPPOTrainer(model, even_codes, args, PROMPTS)
+        trainer.train()
+        trainer.save_model(str(tmp_path / f"at_{scale:g}"))
+    usual = start.generation_config.guidance_scale
+    assert usual != 1
+    assert load_generator(tmp_path / "at_3").generation_config.guidance_scale == 1
+    assert load_generator(tmp_path / "at_1").generation_config.guidance_scale == usual
+    assert (tmp_path / "at_1/generation_config.json").is_file() != lora
+
+
 def test_the_full_fine_tunes_anchor_stays_when_the_policy_moves(tmp_path):
     start = readable_generator()
     trainer = MusicPPOTrainer(readable_generator(), even_codes, config(tmp_path), PROMPTS)

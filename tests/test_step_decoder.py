@@ -7,7 +7,7 @@ from tiny import tiny_generator
 from transformers import TopKLogitsWarper
 
 from musicrl_hf.delay import delay_codes
-from musicrl_hf.sampling import draw_codes, draw_from, kth_largest, precision_on
+from musicrl_hf.sampling import draw_codes, draw_from, kth_largest, likeliest_codes, precision_on
 from musicrl_hf.step_decoder import StepDecoder
 
 PROMPTS = ["a slow piano air played at night", "drums"]
@@ -110,6 +110,14 @@ def test_a_whole_codebook_is_drawn_as_it_weighs():
 def test_the_kth_largest_is_topks(k):
     logits = torch.randn(3, 4, 32)
     assert torch.equal(kth_largest(logits, k), logits.topk(k, -1).values[..., -1:])
+
+
+def test_the_likeliest_codes_are_torchs():
+    logits = torch.randn(3, 4, 32)
+    logits[0, 0, 5:7] = 9.0  # the first of equals
+    logits[1, 1, 8] = float("nan")  # and what is no number
+    assert torch.equal(likeliest_codes(logits), logits.argmax(-1))
+    assert (likeliest_codes(logits)[0, 0], likeliest_codes(logits)[1, 1]) == (5, 8)
 
 
 def test_only_the_top_k_are_drawn():

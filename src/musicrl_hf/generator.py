@@ -32,7 +32,7 @@ from .hub import PushesWithCard
 from .likelihood import Statistic, StepScores, logits_with_heads, score_with_heads
 from .places import check_model_type, find_model, sampling_of_adapter
 from .recompute import recomputed
-from .sampling import check_sampling, check_temperature, draw_codes
+from .sampling import check_sampling, check_temperature, draw_codes, likeliest_codes
 from .step_decoder import StepDecoder
 from .step_graph import check_graph, next_logits
 
@@ -296,7 +296,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         for step in tqdm(range(steps), "generating", disable=None if progress else True, unit="step", leave=False):
             logits = step_logits(current)
             scaled = logits if temperature == 1 else logits / temperature
-            current = draw_codes(scaled, top_k, generator) if do_sample else logits.argmax(-1)
+            current = draw_codes(scaled, top_k, generator) if do_sample else likeliest_codes(logits)
             current = current.where(inside[:, step], config.pad_code)
             drawn.append(current)
         self.train(was_training)

@@ -34,6 +34,7 @@ _SPECS = {  # how `--reward` takes what is no generator
     "musicrl_preference": "preference:FOLDER",
 }
 _HUB_TIMEOUT_S = 10.0
+SAMPLING_FILE = "generation_config.json"
 
 
 def model_type_of(folder: str | Path) -> str | None:
@@ -161,18 +162,17 @@ def sampling_of_adapter(adapter: str) -> dict[str, float]:
     Raises:
         ValueError: it is no number of 1 or more.
     """
-    name = "generation_config.json"
-    path: Any = os.path.join(adapter, name)
+    path: Any = os.path.join(adapter, SAMPLING_FILE)
     if not os.path.isdir(adapter):
         try:
-            path = hf_hub_download(adapter, name)
+            path = hf_hub_download(adapter, SAMPLING_FILE)
         except RemoteEntryNotFoundError:
             return {}
         except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError):
-            path = try_to_load_from_cache(adapter, name)
+            path = try_to_load_from_cache(adapter, SAMPLING_FILE)
             if path is None:  # else what it was when it was asked, or that there was none
                 warnings.warn(
-                    f"{adapter}: the Hub could not be asked for its {name}, which may name another guidance scale than the "
+                    f"{adapter}: the Hub could not be asked for its {SAMPLING_FILE}, which may name another guidance scale than the "
                     "3.0, or its base's, that it is sampled at now.",
                     stacklevel=3,
                 )

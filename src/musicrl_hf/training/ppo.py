@@ -96,7 +96,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         check_prompts("train_dataset", train_dataset)
         if eval_dataset is not None:
             check_prompts("eval_dataset", eval_dataset)
-        policy = PolicyWithValue(model, args.value_model)
+        policy = PolicyWithValue(model, args.value_model, learns_guidance=args.ref_guidance_scale > 1)
         self.anchor = Anchor(model, ref_model, args.ref_guidance_scale)
         self.frames = policy.generator.frames_for(args.duration_s)
         self._micro_batch, self._kl_weight, self._entropy_weight = 0, 0.0, 0.0

@@ -41,7 +41,7 @@ class PPOSettings:
         1.0,
         "classifier-free guidance of the anchor; above 1 the KL draws the policy, which is sampled without, towards what the "
         "anchor plays with so much of it: nearer to what prompts ask for (guidance distillation, Cideron et al. 2024, "
-        "arXiv:2410.06084; not in the paper)",
+        "arXiv:2410.06084; not in the paper), and what is saved is sampled at guidance scale 1 by default",
     )
     entropy_coef: float = option(
         0.0,

@@ -1,6 +1,7 @@
 """The policy with its value baseline as one module (so that one DDP forward serves both), its anchor, and their files."""
 
 import copy
+import json
 import os
 import tempfile
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
 from ..likelihood import logits_with_heads
-from ..places import unlock_weights, whole_path
+from ..places import SAMPLING_FILE, unlock_weights, whole_path
 from .checkpoints import ASIDE
 from .losses import step_sums
 
@@ -43,9 +44,15 @@ class PolicyWithValue(nn.Module):
     Args:
         policy: the generator, or a LoRA adapter over one. Its codec and text encoder are frozen, dropout is zeroed.
         value_model: "shared" or "separate", see `PPOSettings`.
+        learns_guidance: what is saved says that it is sampled at guidance scale 1 by default, for guidance comes to be in its weights.
     """
 
-    def __init__(self, policy: MusicRLForConditionalGeneration | PeftModel, value_model: str = "shared") -> None:
+    def __init__(
+        self,
+        policy: MusicRLForConditionalGeneration | PeftModel,
+        value_model: str = "shared",
+        learns_guidance: bool = False,
+    ) -> None:
         super().__init__()
         generator = generator_of(policy)
         if not isinstance(generator, MusicRLForConditionalGeneration):
@@ -59,6 +66,9 @@ class PolicyWithValue(nn.Module):
         generator.freeze_codec()
         generator.text_encoder.requires_grad_(False)
         self.policy = policy
+        self.learns_guidance = learns_guidance
+        if learns_guidance:
+            generator.generation_config.guidance_scale = 1.0
         self.value_trunk = copy_decoder(generator) if value_model == "separate" else None
         self.value_head = nn.Linear(generator.config.decoder.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
@@ -118,6 +128,9 @@ class PolicyWithValue(nn.Module):
             # Adapters: without the flag PEFT asks the Hub whether the base's vocabulary was resized.
             options = {"save_embedding_layers": False} if isinstance(self.policy, PeftModel) else {}
             self.policy.save_pretrained(scratch, **options)
+            if self.learns_guidance and isinstance(self.policy, PeftModel):  # a generator writes this file itself
+                scale = {"guidance_scale": self.generator.generation_config.guidance_scale}
+                (Path(scratch) / SAMPLING_FILE).write_text(json.dumps(scale, indent=2) + "\n")
             save_file(self.value_state(), Path(scratch) / VALUE_FILE, metadata={"format": "pt"})
             unlock_weights(scratch)
             for file in sorted(Path(scratch).iterdir()):
