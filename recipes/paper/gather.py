@@ -1,7 +1,7 @@
 """Everything the runs found, in one file: results/paper.json, from which README, cards and plots are made.
 
     python recipes/paper/gather.py --work build/paper
-    python recipes/paper/gather.py --work build/paper --part guided     # that part anew, what else was gathered stays
+    python recipes/paper/gather.py --work build/paper --part align second     # these parts anew, what else was gathered stays
 
 Votes and ratings of all seeds are pooled; intervals come from prompts drawn anew, and say nothing of other training seeds, so
 each pooled figure has the seeds' own beside it. All listeners are simulated.
@@ -11,7 +11,7 @@ import argparse
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from guided import AGAIN, ROUNDS, SEEDS
-from plan import OTHER, PANEL
+from plan import OTHER, PANEL, Sizes
+from run import PLANS
 
 from musicrl_hf import load_generator
 from musicrl_hf.audio import atomic_path
@@ -245,16 +246,18 @@ def guided(work: Path) -> dict[str, Any]:
     return found | {"steps": {name: steps(folder / name) for name in ("distilled", *tuned, "ru_final")}}
 
 
-def rewards_table(work: Path, seeds: Iterable[int]) -> dict[str, Any]:
-    """Held-out accuracy of each preference reward, by seed (of these) and by ablation."""
-    found: dict[str, Any] = {"by_seed": {}, "ablations": {}}
-    for seed in seeds:
-        for path in sorted((work / f"seed_{seed}").glob("preference*/result.json")):
-            name = f"{seed}{path.parent.name.removeprefix('preference') and ' second round'}"
-            found["by_seed"][name] = _reward(path)
-    for path in sorted(work.glob("rewards/*/result.json")):
-        found["ablations"][path.parent.name] = _reward(path)
-    return found
+def rewards_by_seed(work: Path, seeds: Iterable[int]) -> dict[str, Any]:
+    """Held-out accuracy of each seed's preference rewards."""
+    paths = ((seed, path) for seed in seeds for path in sorted((work / f"seed_{seed}").glob("preference*/result.json")))
+    return {
+        f"{seed}{path.parent.name.removeprefix('preference') and ' second round'}": _reward(path)
+        for seed, path in paths
+    }
+
+
+def ablations_of(work: Path) -> dict[str, Any]:
+    """The same of the first seed's, without a part or with another beginning."""
+    return {path.parent.name: _reward(path) for path in sorted(work.glob("rewards/*/result.json"))}
 
 
 def _reward(path: Path) -> dict[str, Any]:
@@ -288,49 +291,77 @@ def steps(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/paper"))
-    parser.add_argument("--part", choices=["guided"], help="this part alone, in the place of what the file has of it")
-    parser.add_argument("--out", type=Path, default=OUT, help="results/paper.json by default")
-    args = parser.parse_args()
-    if args.part:
-        found = json.loads(args.out.read_text())
-        runs = {name: run for name, run in found["runs"].items() if not name.startswith(f"{args.part}_")}
-        found["runs"] = runs | runs_of(args.work, f"{args.part}_")
-        return write(found | {args.part: guided(args.work)}, args.out)
-    folders = seeds_of(args.work)
-    judged = args.work / "judged.json"
-    runs = runs_of(args.work)
+def loop(work: Path) -> dict[str, Any]:
+    """The whole loop, seed by seed, with the second round of those that have had one."""
+    folders = seeds_of(work)
     made = json.loads((next(iter(folders.values())).parent / "u" / "result.json").read_text())
-    found = {
+    commands = [
+        run["command"].split() for run in runs_of(work, {*planned(work, "align"), *planned(work, "second")}).values()
+    ]
+    judged = work / "judged.json"
+    return {
         "listeners": LISTENER_VERSION,
-        "recipes": sorted({run["command"].split()[3] for run in runs.values() if " align " in run["command"]}),
+        "recipes": sorted({words[words.index("--recipe") + 1] for words in commands}),
         "seeds": list(folders),
         "date": made["date"],
         "hardware": made["hardware"],
         **compared(folders),
-        "methods": against_base(args.work, "methods"),
-        "rewards": rewards_table(args.work, folders),
-        "curves": {
-            name: curve(args.work / "curves" / name)
-            for name in ("one", "ensemble")
-            if (args.work / "curves" / name / "result.json").exists()
-        },
-        "reach": against_base(args.work, "curves"),
-        "limits": against_base(args.work, "limits"),
-        "larger": everything_of(args.work, "larger", "u"),
-        "guided": guided(args.work),
+        "rewards": {"by_seed": rewards_by_seed(work, folders)},
         "judged": json.loads(judged.read_text()) if judged.exists() else {},
-        "runs": runs,
-        "paper": PAPER,
     }
-    write(found, args.out)
 
 
-def runs_of(work: Path, start: str = "") -> dict[str, Any]:
-    """Command, seconds and memory of the runs whose names start so."""
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted((work / "runs").glob(f"{start}*.json"))}
+def curves_and_reach(work: Path) -> dict[str, Any]:
+    """The long runs, and how far they got beside the best of many clips."""
+    folders = {name: work / "curves" / name for name in ("one", "ensemble")}
+    curves = {name: curve(folder) for name, folder in folders.items() if (folder / "result.json").exists()}
+    return {"curves": curves, "reach": against_base(work, "curves")}
+
+
+GATHERED: dict[str, Callable[[Path], dict[str, Any]]] = {  # by part of run.py; the second round is in the loop's tables
+    "align": loop,
+    "second": loop,
+    "methods": lambda work: {"methods": against_base(work, "methods")},
+    "rewards": lambda work: {"rewards": {"ablations": ablations_of(work)}},
+    "curves": curves_and_reach,
+    "limits": lambda work: {"limits": against_base(work, "limits")},
+    "larger": lambda work: {"larger": everything_of(work, "larger", "u")},
+    "guided": lambda work: {"guided": guided(work)},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/paper"))
+    parser.add_argument(
+        "--part", nargs="+", choices=GATHERED, help="these alone, in the place of what the file has of them"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="results/paper.json by default")
+    args = parser.parse_args()
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.part else {"paper": PAPER}
+    runs, rewards = found.pop("runs", {}), found.pop("rewards", {})
+    for gather in dict.fromkeys(GATHERED[part] for part in args.part or GATHERED):
+        gathered = gather(args.work)
+        rewards |= gathered.pop("rewards", {})
+        found |= gathered
+    for part in args.part or GATHERED:
+        names = planned(args.work, part)
+        runs = {name: run for name, run in runs.items() if name not in names} | runs_of(args.work, names)
+    write({**found, "rewards": rewards, "runs": dict(sorted(runs.items()))}, args.out)
+
+
+def planned(work: Path, part: str) -> set[str]:
+    """The names of a part's runs, of whatever seeds there are."""
+    if part in PLANS:
+        return {run.name for run in PLANS[part](work, Sizes())}
+    seeds = (path.name.removeprefix("seed_") for path in work.glob("seed_*"))
+    return {f"{part}_{seed}" for seed in seeds}
+
+
+def runs_of(work: Path, names: set[str]) -> dict[str, Any]:
+    """Command, seconds and memory of the runs of these names that came to their end."""
+    paths = {name: work / "runs" / f"{name}.json" for name in sorted(names)}
+    runs = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     for run in runs.values():  # as `make paper` calls them, wherever this computer kept them
         run["command"] = run["command"].replace(str(work), "build/paper").replace(f"{OUT.parents[1]}/", "")
     return runs
