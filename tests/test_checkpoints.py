@@ -1,5 +1,6 @@
 """Which checkpoint is resumed from, which is refused, which are kept; a real one at tiny size, and what may befall it."""
 
+import errno
 import json
 import os
 import pickle
@@ -198,4 +199,7 @@ def test_only_what_could_not_be_written_is_called_so(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"), writing(str(tmp_path)):
         raise RuntimeError("shapes differ")
     with pytest.raises(OSError, match=r"could not be written.*MiB are free"), writing(str(tmp_path / "not" / "there")):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="could not be written.*Permission denied") as caught, writing(str(tmp_path)):
+        raise OSError(errno.EACCES, "Permission denied")
+    assert "make room" not in str(caught.value)

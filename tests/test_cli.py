@@ -17,6 +17,7 @@ from musicrl_hf.audio import read_audio, write_audio
 from musicrl_hf.cli import IMPORTS, JOBS, main
 from musicrl_hf.preferences import importers
 from musicrl_hf.preferences.importers.ratings import SONGEVAL_AXES
+from musicrl_hf.rewards import scoring
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,18 @@ def test_a_traceback_is_shown_wherever_it_is_asked_for(words):
     with pytest.raises(ValueError, match="`prompt` is ' '"):
         main(words)
     assert main(["generate", " "]) == 2
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "score_clips", stopped)
+    words = ["score", "--reward", "quality", "--prompt", "slow piano", "a.wav"]
+    assert main(words) == 130
+    assert capsys.readouterr().err == "\nmusicrl: interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        main(["--traceback", *words])
 
 
 def test_generate_keeps_the_best_of_several_by_a_reward(model, tmp_path, capsys):

@@ -3,17 +3,20 @@
 import shutil
 import socket
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
 from sqlalchemy import select
 from stores import add_pair, hear_and_vote, join, open_desk
 from tiny import tiny_generator
+from tqdm.auto import tqdm
 
 from musicrl_hf.cli import main
 from musicrl_hf.collect.export import export_votes
+from musicrl_hf.collect.job import CollectJob, run_collect
 from musicrl_hf.collect.store import VoteStore
-from musicrl_hf.collect.tables import pairs, votes
+from musicrl_hf.collect.tables import deals, pairs, votes
 from musicrl_hf.preferences import load_preferences
 from musicrl_hf.rewards.preference import PreferenceModel
 
@@ -126,6 +129,33 @@ def test_a_store_that_goes_on_says_what_it_holds(models, tmp_path, monkeypatch, 
     assert main([*words, "--simulate", "2", "--seed", "5", "--check_every", "0", "--deal_hours", "7"]) == 0
     told = f"The store s holds {given} votes already, {given} of them simulated, on clips of x; other deal_hours than then."
     assert told in capsys.readouterr().out
+
+
+def test_a_rehearsal_ends_though_no_bar_counts(models, tmp_path, monkeypatch):
+    """As with TQDM_DISABLE=1."""
+    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=True))
+    (tmp_path / "p.txt").write_text("slow piano\nfast drums\n")
+    options = {"prompts": str(tmp_path / "p.txt"), "store": str(tmp_path / "store"), "duration_s": 0.5}
+    told = run_collect(
+        CollectJob(model=str(models / "x"), simulate=2, min_seconds=0.0, check_every=0, seed=0, **options)
+    )
+    assert told.startswith("4 votes of 2 simulated listeners")
+
+
+def test_a_rehearsal_is_the_same_with_the_same_seed(models, tmp_path):
+    (tmp_path / "p.txt").write_text("slow piano\nfast drums\nsad air\nhappy reel\n")
+    heard = []
+    for name in ("one", "two"):
+        options = {"prompts": str(tmp_path / "p.txt"), "store": str(tmp_path / name), "duration_s": 0.5}
+        run_collect(CollectJob(model=str(models / "x"), simulate=3, min_seconds=0.0, check_every=0, seed=5, **options))
+        store = VoteStore(tmp_path / name)
+        with store.read() as connection:
+            joined = votes.join(deals, votes.c.deal == deals.c.id).join(pairs, votes.c.pair == pairs.c.id)
+            columns = (votes.c.listener, pairs.c.prompt, deals.c.swapped, votes.c.preference)
+            heard.append([tuple(row) for row in connection.execute(select(*columns).select_from(joined))])
+        store.close()
+    assert sorted(heard[0]) == sorted(heard[1])
+    assert len(heard[0]) == 12
 
 
 def test_one_name_is_not_for_two_weights(tmp_path, capsys):

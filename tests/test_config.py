@@ -17,6 +17,31 @@ class Job:
     objective: Literal["paper", "ppo"] = "paper"
 
 
+@dataclass
+class Choices:
+    normalise: str = "normalise_then_sum"
+    device: str | None = "cpu"
+    top_k: int | None = 250
+    seed: int = 0
+
+
+def test_none_is_nothing_where_there_may_be_nothing_and_else_a_choice(tmp_path):
+    told = load_config(Choices, None, ["--normalise", "none", "--device", "none", "--top_k", "none"])
+    assert (told.normalise, told.device, told.top_k) == ("none", None, None)
+    (tmp_path / "job.yaml").write_text("normalise: none\ndevice: none\ntop_k: none\n")
+    assert load_config(Choices, tmp_path / "job.yaml") == told
+    with pytest.raises(ValueError, match="`seed` must be int"):
+        load_config(Choices, None, ["--seed", "none"])
+
+
+@pytest.mark.parametrize("seed", ["9007199254740993", "-9007199254740993"])
+def test_whole_numbers_stay_whole(seed, tmp_path):
+    (tmp_path / "job.yaml").write_text(f"seed: {seed}\n")
+    for told in (load_config(Choices, None, ["--seed", seed]), load_config(Choices, tmp_path / "job.yaml")):
+        assert told.seed == int(seed)
+    assert load_config(Choices, None, ["--seed", "1e3"]).seed == 1000
+
+
 def test_yaml_and_overrides(tmp_path):
     (tmp_path / "job.yaml").write_text("model: m\nlearning_rate: 1e-5\nreward: [a, b]\nobjective: ppo\n")
     job = load_config(Job, tmp_path / "job.yaml", ["--max_steps", "7", "--lora", "--adapter=none", "--model", "n"])

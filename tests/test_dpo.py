@@ -22,9 +22,9 @@ from musicrl_hf.audio import audio_bytes
 from musicrl_hf.flat import FlatMusicRLForCausalLM, FlatTokenizer
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
-from musicrl_hf.training.dpo import DPOJob, MusicDPOConfig, MusicDPOTrainer, flat_pairs, run_dpo
+from musicrl_hf.training.dpo import LOSSES, DPOJob, MusicDPOConfig, MusicDPOTrainer, flat_pairs, run_dpo
 from musicrl_hf.training.ppo_policy import LORA_TARGETS
-from musicrl_hf.training.seam import prepare_generator
+from musicrl_hf.training.seam import copy_of, prepare_generator
 
 PROMPTS = ["slow jazz", "a happy fast reel", "loud rock", "soft piano air"]
 LORA = LoraConfig(r=2, target_modules=LORA_TARGETS)
@@ -93,6 +93,28 @@ def test_first_loss_is_ln_2_and_all_references_give_the_same_losses(adapter, ref
     )
     again.train()
     torch.testing.assert_close(torch.tensor(found), torch.tensor(losses(again)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_reference_that_was_given_is_let_go_once_all_pairs_are_scored(tmp_path):
+    trainer = MusicDPOTrainer(
+        tiny_generator(), tiny_generator(), config(tmp_path, precompute_ref_log_probs=True), pairs(2)
+    )
+    assert trainer.ref_model is None
+    trainer.train()
+    assert abs(losses(trainer)[0] - math.log(2)) < 1e-4
+
+
+def test_the_copy_shares_what_is_not_trained_but_where_weights_are_shared_out(tmp_path, monkeypatch):
+    trainer = MusicDPOTrainer(tiny_generator(), args=config(tmp_path), train_dataset=pairs(2))
+    ours, copy = trainer.generator, trainer.ref_model
+    assert copy.text_encoder is ours.text_encoder
+    assert copy.audio_encoder is ours.audio_encoder
+    trained = {name for name, weight in ours.named_parameters() if weight.requires_grad}
+    shared = {weight.data_ptr() for weight in ours.parameters()} & {weight.data_ptr() for weight in copy.parameters()}
+    assert trained
+    assert not shared & {weight.data_ptr() for name, weight in ours.named_parameters() if name in trained}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert copy_of(ours).text_encoder is not ours.text_encoder
 
 
 def test_stereo_trains(tmp_path):
@@ -174,13 +196,13 @@ def test_no_ping_and_no_chat_card(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_resume_is_bit_exact(adapter, tmp_path):
-    """Four steps in one go, and two steps and two after a resume: the same parameters to the last bit."""
+    """Six steps in one go, and a few and the rest after a resume, or none after the last: the same parameters to the last bit."""
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}  # a second epoch begins at step 5
     straight = MusicDPOTrainer(
         tiny_generator(), args=config(tmp_path / "a", **options), train_dataset=pairs(), peft_config=adapter
     )
     straight.train()
-    for start in (2, 4):
+    for start in (2, 4, 6):
         resumed = MusicDPOTrainer(
             tiny_generator(), args=config(tmp_path / "b", **options), train_dataset=pairs(), peft_config=adapter
         )
@@ -434,6 +456,20 @@ def test_job_without_its_checkpoint_stops_before_any_work(tmp_path):
     job = DPOJob(preferences=str(tmp_path), output_dir=str(tmp_path / "out"), resume_from_checkpoint="last")
     with pytest.raises(FileNotFoundError, match="`resume_from_checkpoint` = 'last'"):
         run_dpo(job)
+
+
+@pytest.mark.parametrize("options", [{"loss_type": "foo"}, {"loss_type": "exo_pair"}, {"save_total_limit": -1}])
+def test_a_job_refuses_at_once_what_its_trainer_would_refuse_late(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+        DPOJob(preferences="prefs", output_dir="out", **options)
+
+
+def test_every_loss_that_a_job_takes_is_trls(tmp_path):
+    for loss in LOSSES:
+        args = config(tmp_path, max_steps=1, loss_type=[loss], label_smoothing=0.1)
+        trainer = MusicDPOTrainer(tiny_generator(), args=args, train_dataset=pairs(2))
+        trainer.train()
+        assert math.isfinite(losses(trainer)[0]), loss
 
 
 # -- two processes -----------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from tiny import tiny_generator
 from musicrl_hf.cards import check_card, preference_card
 from musicrl_hf.cli import main
 from musicrl_hf.collect import tables
+from musicrl_hf.collect.desk import rules_held
 from musicrl_hf.collect.export import export_votes
-from musicrl_hf.collect.rules import Answer
+from musicrl_hf.collect.rules import LONGEST_HEARD_S, Answer
 from musicrl_hf.collect.store import VoteStore
 from musicrl_hf.evaluation import evaluate_votes
 from musicrl_hf.hub import prepare_preferences
@@ -259,6 +260,58 @@ def test_votes_are_published_under_what_was_agreed_to(tmp_path, clock):
     out = export_votes(store, tmp_path / "out", licence="cc0-1.0", test_share=0).path
     assert {row["listener"] for row in table(out)} == {listeners["cc0-1.0"]}
     assert check_card(preference_card(out, "me/votes"), "dataset")["license"] == "cc0-1.0"
+
+
+def test_no_number_that_a_page_sends_keeps_the_votes_from_being_exported(tmp_path, clock):
+    """float32 has no room for it; a store may hold it from before it was looked at."""
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock)
+    add_pair(store, "jazz")
+    _, listener = join(desk)
+    deal = desk.deal(listener)
+    clock.now += 10
+    assert desk.vote(listener, deal.token, Answer("a", 1e39, 1e300))
+    (row,) = table(export_votes(store, tmp_path / "out", test_share=0).path)
+    assert row["seconds_chosen"] == row["seconds_rejected"] == LONGEST_HEARD_S
+    with store.write() as connection:
+        connection.execute(tables.votes.update().values(seconds_a=1e39))
+    (row,) = table(export_votes(store, tmp_path / "out", test_share=0).path)
+    assert row["seconds_chosen"] == LONGEST_HEARD_S
+
+
+def test_votes_that_are_withdrawn_leave_the_export_of_their_licence(tmp_path, clock):
+    store, codes = VoteStore(tmp_path / "store"), {}
+    for licence in ("cc-by-4.0", "cc0-1.0"):
+        desk = open_desk(store, clock, licence=licence)
+        add_pair(store, licence)
+        codes[licence], listener = join(desk)
+        while desk.deal(listener):
+            hear_and_vote(desk, clock, listener)
+    out = export_votes(store, tmp_path / "out", licence="cc-by-4.0", test_share=0).path
+    desk.withdraw(codes["cc-by-4.0"])
+    assert export_votes(store, tmp_path / "out", licence="cc-by-4.0", test_share=0).removed
+    assert not out.exists()
+
+
+def test_the_protocol_is_that_of_the_votes_and_not_of_the_last_opening(tmp_path, clock):
+    store = VoteStore(tmp_path / "store")
+    desk = open_desk(store, clock, min_seconds=0.5)
+    add_pair(store, "jazz")
+    hear_and_vote(desk, clock, join(desk)[1])
+    clock.now += 10
+    desk = open_desk(store, clock, min_seconds=1.0, raters=7)
+    protocol = read_collection(export_votes(store, tmp_path / "one", test_share=0).path).protocol
+    assert (protocol["min_seconds"], protocol["raters"]) == (0.5, 3)
+    assert "licence" not in protocol
+    add_pair(store, "blues")
+    clock.now += 10
+    hear_and_vote(desk, clock, join(desk)[1])
+    out = export_votes(store, tmp_path / "two", test_share=0).path
+    assert read_collection(out).protocol["min_seconds"] == [0.5, 1.0]
+    assert check_card(preference_card(out, "me/votes"), "dataset")
+    open_desk(store, clock, min_seconds=1.0, raters=7)  # once more under the same rules
+    with store.read() as connection:
+        assert len(rules_held(connection)) == 2
 
 
 def test_the_ratings_of_a_study_are_exported_and_evaluated(store, clock, tmp_path):

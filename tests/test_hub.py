@@ -261,6 +261,22 @@ def test_an_unknown_licence_is_refused():
     assert all(choose_licence(name, None, "it") == name for name in LICENCES)
 
 
+@pytest.mark.parametrize("given", ["cc0-1.0", "mit"])
+def test_authors_who_ask_to_be_named_stay_named(given):
+    with pytest.raises(ValueError, match="permits what it inherits from does not: use 'cc-by-4.0'"):
+        choose_licence(given, "cc-by-4.0", "it")
+    assert choose_licence("cc-by-nc-4.0", "cc-by-4.0", "it") == "cc-by-nc-4.0"
+
+
+def test_a_systems_name_is_text_on_the_card(tmp_path):
+    name = "# x | <img src=x>\n```python\nprint(1)\n```"
+    rows = [row | {"chosen_model": name} for row in preference_rows(["a"])]
+    save_preferences(preferences_from_rows(rows), tmp_path / "votes")
+    card = preference_card(tmp_path / "votes", "me/votes", license="mit")
+    line = next(line for line in card.splitlines() if "print(1)" in line)
+    assert line == r"| # x \| \<img src=x\> \`\`\`python print(1) \`\`\` | 1 |"
+
+
 def test_preferences_keep_the_licence_of_their_sources():
     assert licence_of_sources(["music-arena", "aime"]) == "cc-by-4.0"
     assert licence_of_sources(["music-arena", "cmi-pref"]) == "cc-by-nc-sa-4.0"
@@ -626,6 +642,8 @@ def test_a_second_push_replaces_the_first_on_its_branch(hub, folders, tmp_path):
         save_file(
             {key: np.ascontiguousarray(value) for key, value in half.items()}, shards / name, metadata={"format": "pt"}
         )
+    (shards / "result.json").write_text(json.dumps({"method": "another run"}))
+    (shards / "LICENSE").write_text("as it is")
     weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
     (shards / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     code = """
@@ -649,7 +667,8 @@ HfApi().delete_repo("tester/twice")
     succeeds(client(hub, tmp_path, code, tmp_path))
     on_branch, on_main = before
     assert "model.safetensors" in on_branch.files
-    assert not set(on_branch.files) & {*names, "model.safetensors.index.json"}
+    assert not set(on_branch.files) & {*names, "model.safetensors.index.json", "result.json"}
+    assert "LICENSE" in on_branch.files
     assert list(on_main.files) == [".gitattributes"]
     assert ("model", "tester/twice") not in hub.repositories
 

@@ -8,9 +8,11 @@ from tiny import tiny_generator
 
 from musicrl_hf.audio import read_audio
 from musicrl_hf.labelling import PairsJob, RewardListener, run_pairs
+from musicrl_hf.preferences import pairs
 from musicrl_hf.preferences.agreement import count_agreement, pair_votes
 from musicrl_hf.preferences.listeners import count_listeners, simulated_listeners
 from musicrl_hf.preferences.schema import load_preferences
+from musicrl_hf.rewards import PreferenceModel
 from musicrl_hf.training.dpo import DPOJob, run_dpo
 
 
@@ -89,6 +91,33 @@ def test_dpo_on_a_rewards_choices_says_who_chose(model, tmp_path):
         run_pairs(job(str(out), tmp_path, out=str(tmp_path / "pairs2"), label_with=[f"{__name__}:steadiness"], seed=1))
     )
     assert set(again["chosen_model"]) == {"round1"}
+
+
+def test_a_run_that_was_cut_short_does_not_go_on_with_other_weights(tmp_path, monkeypatch):
+    """Of a generator, or of the reward that chooses, under the same name."""
+
+    def save(seed: int, reward_seed: int) -> None:
+        generator = tiny_generator()
+        generator.decoder.lm_heads[0].weight.data += seed  # with the codec that it had
+        generator.save_pretrained(tmp_path / "model")
+        PreferenceModel.from_generator(tiny_generator(seed=reward_seed)).save_pretrained(tmp_path / "reward")
+
+    own = job(str(tmp_path / "model"), tmp_path, label_with=[f"preference:{tmp_path / 'reward'}"])
+    save(0, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(pairs, "save_preferences", cut_short)
+        with pytest.raises(OSError, match="full"):
+            run_pairs(own)
+    for seed, reward_seed in ((1, 0), (0, 1)):
+        save(seed, reward_seed)
+        with pytest.raises(ValueError, match="was begun with another weights:"):
+            run_pairs(own)
+    save(0, 0)
+    assert load_preferences(run_pairs(own)).num_rows == 4
+
+
+def cut_short(*_):
+    raise OSError("the disk is full")
 
 
 def test_wrong_jobs_are_refused(model, tmp_path):

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 from sqlalchemy import select
@@ -45,6 +47,18 @@ def test_prompts_and_opponents_take_turns(store, models):
     opponents = [("x", "y"), ("x", "z"), ("y", "z")]
     assert sorted(made) == sorted((prompt, *pair) for prompt in PROMPTS for pair in opponents)
     assert [prompt for prompt, *_ in made[:2]] == PROMPTS
+
+
+def test_every_two_models_meet_though_prompts_have_a_pair_each(store, models):
+    """As a rehearsal makes them, one a prompt, and as listeners type theirs."""
+    maker = PairMaker(store, models, [f"prompt {number}" for number in range(6)], **OPTIONS)
+    assert all(maker.make_next() for _ in range(6))
+    two = [frozenset(clip.model for clip in clips) for _, _, clips in made_pairs(store)]
+    assert sorted(Counter(two).values()) == [2, 2, 2]
+    for number in range(3):
+        maker.make(f"typed {number}", None)
+    typed = [frozenset(clip.model for clip in clips) for prompt, _, clips in made_pairs(store) if "typed" in prompt]
+    assert len(set(typed)) == 3
 
 
 def test_one_model_meets_itself_with_another_seed(store, models):

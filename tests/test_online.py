@@ -13,10 +13,12 @@ from transformers import MusicgenForConditionalGeneration
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer import grpo_trainer, rloo_trainer
 
-from musicrl_hf.flat import FlatTokenizer
+from musicrl_hf.flat import FlatMusicRLForCausalLM, FlatTokenizer
 from musicrl_hf.generator import load_generator
 from musicrl_hf.rewards import CombinedReward
+from musicrl_hf.rewards.variety import variety
 from musicrl_hf.training.online import (
+    GRPO_LOSSES,
     ClipReward,
     GRPOJob,
     MusicGRPOConfig,
@@ -178,18 +180,88 @@ def test_alarm_stock_trl_on_the_kv_vocabulary_gives_the_same_losses(kind, tmp_pa
 @both
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_resume_is_bit_exact(kind, adapter, tmp_path):
-    """In the epoch of the checkpoint, and over the border of an epoch (of three steps: six prompts, two a step)."""
+    """In the epoch of the checkpoint, over the border of an epoch (of three steps: six prompts, two a step), and behind the last step."""
     options = {"max_steps": 7, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 8}
     build = partial(TRAINERS[kind], reward_funcs=loudness, train_dataset=prompts(), peft_config=adapter)
     straight = build(tiny_generator(), args=config(kind, tmp_path / "a", **options))
     straight.train()
-    for start in (2, 5):
+    for start in (2, 5, 7):
         resumed = build(tiny_generator(), args=config(kind, tmp_path / "b", **options))
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{start}"))
         assert resumed.state.global_step == 7
         ours = resumed.model.state_dict()
         for name, tensor in straight.model.state_dict().items():
             assert torch.equal(tensor, ours[name]), name
+
+
+@both
+def test_clips_are_sampled_in_the_precision_that_they_are_scored_in(kind, tmp_path, monkeypatch):
+    """By the policy that is trained; their sound is decoded in float32, and not held while the policy is updated."""
+    found, decoded = {"sample_codes": [], "score_codes": []}, []
+    for name, seen in found.items():
+        asked = getattr(FlatMusicRLForCausalLM, name)
+
+        def noted(self, *args, asked=asked, seen=seen, **options):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return asked(self, *args, **options)
+
+        monkeypatch.setattr(FlatMusicRLForCausalLM, name, noted)
+
+    def heard(texts, audio, sampling_rate):
+        decoded.append((torch.is_autocast_enabled("cpu"), audio.dtype))
+        return loudness(texts, audio, sampling_rate)
+
+    args = config(kind, tmp_path, bf16=True, use_cpu=True, max_steps=1)
+    trainer = TRAINERS[kind](tiny_generator(), heard, args, prompts())
+    trainer.train()
+    assert len(found["sample_codes"]) == 1
+    assert found["score_codes"]
+    assert all(found["sample_codes"] + found["score_codes"])
+    assert decoded == [(False, torch.float32)]
+    assert trainer._rollouts._audio is None
+
+
+@both
+def test_a_reward_that_compares_clips_hears_those_of_a_prompt_together(kind, tmp_path, monkeypatch):
+    """On each process: six clips are three prompts' of two, but three clips of each of two processes are not."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    job = {"rloo": RLOOJob, "grpo": GRPOJob}[kind]
+    options = {"prompts": "p.txt", "output_dir": "out", "num_generations": 2, "per_device_train_batch_size": 3}
+    assert job(reward=["adherence"], **options)
+    with pytest.raises(ValueError, match="num_generations.*divide the 3 clips of a step on each process"):
+        job(reward=["0.5*adherence", "0.5*variety"], **options)
+    monkeypatch.delenv("WORLD_SIZE")
+    args = config(kind, tmp_path, num_generations=2, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    assert args.per_device_train_batch_size * args.steps_per_generation == 6
+    TRAINERS[kind](tiny_generator(), variety, args, prompts())
+    args.per_device_train_batch_size = 1
+    args.steps_per_generation = 1  # as on each of two processes
+    with pytest.raises(ValueError, match="num_generations.*divide the 1 clips"):
+        TRAINERS[kind](tiny_generator(), CombinedReward({"variety": variety}), args, prompts())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        (RLOOJob, {"normalise": "foo"}, "normalise"),
+        (RLOOJob, {"sample_steps": -1}, "sample_steps"),
+        (RLOOJob, {"save_total_limit": -1}, "save_total_limit"),
+        (RLOOJob, {"reward": ["adherence", "adherence"]}, "named twice"),
+        (GRPOJob, {"loss_type": "foo"}, "loss_type"),
+        (GRPOJob, {"scale_rewards": "foo"}, "scale_rewards"),
+    ],
+)
+def test_a_job_refuses_at_once_what_its_trainer_would_refuse_late(kind, options, named):
+    with pytest.raises(ValueError, match=named):
+        kind(prompts="p.txt", output_dir="out", **options)
+
+
+def test_every_loss_of_grpo_that_a_job_takes_is_trls(tmp_path):
+    for loss in GRPO_LOSSES:
+        args = config("grpo", tmp_path, max_steps=1, loss_type=loss)
+        trainer = MusicGRPOTrainer(tiny_generator(), loudness, args, prompts())
+        trainer.train()
+        assert math.isfinite(logged(trainer, "loss")[0])
 
 
 @both

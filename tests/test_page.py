@@ -100,6 +100,24 @@ def test_consent_listen_vote(open_page, store):
     assert code.replace("-", "") not in str(row)
 
 
+def test_a_browser_that_keeps_nothing_can_vote(open_page, browser, store):
+    """It throws as soon as it is asked for its storage: the private code then lasts until the page is closed."""
+    add_pair(store, "jazz")
+    context = browser.new_context()
+    context.add_init_script(
+        "for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name, "
+        "{ get() { throw new DOMException('no site data', 'SecurityError'); } });"
+    )
+    page = open_page(context=context)
+    agree(page)
+    play(page, "A")
+    play(page, "B")
+    page.get_by_role("button", name="A is better").click()
+    expect(page.get_by_text("1 vote of yours is kept")).to_be_visible()
+    assert [row.preference for row in votes_in(store)] == ["a"]
+    context.close()
+
+
 def test_one_clip_sounds_at_a_time(open_page, store):
     add_pair(store, "jazz")
     page = open_page()

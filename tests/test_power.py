@@ -76,6 +76,14 @@ def test_a_small_study_has_its_power_by_the_interval_that_a_comparison_gives(rat
         found += result.low > 0.5 or result.high < 0.5
     assert found / studies > 0.8 - 3 * math.sqrt(0.8 * 0.2 / studies)
     assert size >= 6
+    assert all(simulated_power(rate, fewer, 3) < 0.8 for fewer in range(4, size))  # and not a pair more than it takes
+
+
+@pytest.mark.parametrize("listeners", [1, 3, 10])
+def test_the_surer_the_win_the_smaller_the_study(listeners):
+    sizes = [prompts_needed(rate, listeners) for rate in (0.66, 0.8, 0.9, 0.99, 0.999)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 6  # the fewest of which all won are no coin's
 
 
 @pytest.mark.parametrize(

@@ -916,6 +916,7 @@ def test_two_processes_sample_different_clips_and_agree_on_the_weights(tmp_path)
         ({"objective": "ppo", "num_ppo_epochs": 3}, "max_steps"),
         ({"objective": "ppo", "num_ppo_epochs": 2, "save_strategy": "steps", "save_steps": 1}, "save_steps"),
         ({"max_steps": -1}, "max_steps"),
+        ({"objective": "ppo", "per_device_train_batch_size": 1}, "objective"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
@@ -927,6 +928,10 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, options, named):
     ("options", "named"),
     [
         ({"lora_r": -1}, "lora_r"),
+        ({"save_total_limit": -1}, "save_total_limit"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size"),
+        ({"objective": "ppo", "per_device_train_batch_size": 1}, "objective"),
+        ({"objective": "paper", "per_device_train_batch_size": 1, "normalise": "normalise_then_sum"}, "normalise"),
         ({"max_steps": 0}, "max_steps"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"max_kl": 0.0}, "max_kl"),

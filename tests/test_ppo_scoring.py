@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import weakref
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -54,6 +55,25 @@ def test_a_training_is_the_same_to_the_bit(tmp_path, combined):
         assert {k: v for k, v in ours.items() if k[-2:] != "_s"} == {k: v for k, v in theirs.items() if k[-2:] != "_s"}
     for (name, ours), theirs in zip(runs[0].model.state_dict().items(), runs[1].model.state_dict().values()):
         assert torch.equal(ours, theirs), name
+
+
+def test_the_sound_of_a_chunk_is_let_go_before_the_next_is_decoded(tmp_path):
+    decoded: list[weakref.ref] = []
+
+    class Decodes(ReadableGenerator):
+        def decode_codes(self, *args, **kwargs):
+            assert not [sound for sound in decoded if sound() is not None]
+            audio = super().decode_codes(*args, **kwargs)
+            decoded.append(weakref.ref(audio))
+            return audio
+
+    generator = Decodes(readable_generator().config).eval()
+    generator.tokenizer = tiny_generator().tokenizer
+    reward, watch = CombinedReward({"even": even_codes}), {"loud": loudness}
+    trainer = MusicPPOTrainer(generator, reward, chunked(tmp_path, background=False), PROMPTS, PROMPTS, watch=watch)
+    trainer.rollout(PROMPTS)
+    assert len(decoded) == 2
+    assert {"eval_reward/even", "eval_watch/loud"} <= set(trainer.evaluate())
 
 
 def test_clips_are_scored_while_the_next_are_sampled(tmp_path):

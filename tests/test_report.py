@@ -294,13 +294,43 @@ def test_best_of_n_does_not_choose_among_the_clips_that_it_is_compared_with():
     assert not plain & set(heard)
 
 
+@pytest.mark.parametrize(
+    "given", [{"prompts": "p.txt"}, {"rewards": ["quality"]}, {"guidance_scale": 7.0}, {"best_of": 2}]
+)
+def test_what_is_for_sampling_is_refused_beside_votes(given):
+    assert EvaluateJob(votes="v.csv", out="out", seed=3)
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is .*votes are counted"):
+        EvaluateJob(votes="v.csv", out="out", **given)
+
+
+def test_an_evaluation_writes_over_no_table_and_no_page_of_others(tmp_path):
+    table = tmp_path / "votes.csv"
+    table.write_text("prompt,system_a,system_b,preference,comment\nslow air,x,y,a,lovely\n")
+    with pytest.raises(ValueError, match="lies in out"):
+        run_evaluate(EvaluateJob(votes=str(table), out=str(tmp_path)))
+    assert "lovely" in table.read_text()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("my page")
+    with pytest.raises(ValueError, match="index.html of something else"):
+        run_evaluate(EvaluateJob(votes=str(table), out=str(tmp_path / "site")))
+    assert (tmp_path / "site" / "index.html").read_text() == "my page"
+    for _ in range(2):  # its own it writes over
+        run_evaluate(EvaluateJob(votes=str(table), out=str(tmp_path / "counted")))
+
+
+def test_an_imported_table_is_counted_by_its_folder(tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,system_a,system_b,preference\nslow air,x,y,a\nfast reel,x,y,b\n")
+    folder = import_battles(tmp_path / "mine.csv", tmp_path / "battles")
+    assert evaluate_votes(tmp_path / "battles", tmp_path / "counted")["prompts"] == 2
+    assert folder
+
+
 def test_best_of_n_needs_a_reward_and_models():
     good = {"models": ["musicrl-tiny"], "prompts": "p.txt", "out": "out"}
     for change in (
         {"best_of": 4},
         {"best_of": 0, "best_of_reward": ["quality"]},
         {"best_of_reward": ["quality"]},
-        {"models": [], "votes": "v.csv", "best_of": 2, "best_of_reward": ["quality"]},
     ):
         with pytest.raises(ValueError, match="best_of is .* and best_of_reward is"):
             EvaluateJob(**good | change)

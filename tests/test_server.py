@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
 import socket
 import zipfile
@@ -158,6 +159,8 @@ def test_requests_are_limited_in_size_and_kind(page):
     client, _ = page
     assert client.post("gradio_api/component_server", content=b"x" * 40_000).status_code == 413
     assert client.post("gradio_api/component_server", content=iter([b"x"])).status_code == 411
+    both = {"content-length": "5", "transfer-encoding": "chunked"}  # which a server reads by its pieces
+    assert client.post("gradio_api/component_server", content=iter([b"x" * 40_000]), headers=both).status_code == 411
     assert client.delete("config").status_code == 405
     assert asked(client, "__init__", {}).status_code == 404  # only questions are answered
 
@@ -171,6 +174,12 @@ def test_clips_are_played_with_their_token_alone(page):
     assert answer.headers["content-type"] == "audio/wav"
     assert answer.headers["cache-control"] == "private, no-store"
     assert soundfile.info(io.BytesIO(answer.content)).subtype == "PCM_16"
+    for number, path in enumerate(desk.store.clip_folder.glob("*.wav")):
+        os.utime(path, (1_700_000_000 + number, 1_700_000_000 + number))
+    sides = [dict(client.get(f"clip/{deal.clip_token}/{side}").headers) for side in "ab"]
+    assert {**sides[0], "date": 0} == {**sides[1], "date": 0}  # nothing says which was written first
+    part = client.get(f"clip/{deal.clip_token}/a", headers={"range": "bytes=0-9"})
+    assert (part.status_code, part.content) == (206, answer.content[:10])
     clips = {path.stem for path in desk.store.clip_folder.glob("*.wav")}
     assert not any(clip in str(answer.headers) for clip in clips)
     assert client.get(f"clip/{deal.token}/a").status_code == 403

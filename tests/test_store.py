@@ -19,7 +19,7 @@ from stores import RATE, add_pair, tone, votes_in
 from musicrl_hf.audio import read_audio
 from musicrl_hf.collect.desk import Desk
 from musicrl_hf.collect.rules import Answer, Rules
-from musicrl_hf.collect.store import OWNER_FILE, VoteStore
+from musicrl_hf.collect.store import DATABASE_FILE, OWNER_FILE, VoteStore
 from musicrl_hf.collect.tables import clips, consents, metadata
 
 
@@ -72,6 +72,24 @@ def test_a_store_of_a_newer_version_is_refused(place):
 def test_other_places_are_refused(where, error, complaint):
     with pytest.raises(error, match=complaint):
         VoteStore(where)
+
+
+@pytest.mark.parametrize("name", ["a%20b", "votes?", "~ % #"])
+def test_a_folder_may_be_called_as_it_likes(name, tmp_path):
+    VoteStore(tmp_path / name).close()
+    assert (tmp_path / name / DATABASE_FILE).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    VoteStore("~/votes", "~/sounds").close()
+    assert (tmp_path / "votes" / DATABASE_FILE).is_file()
+    assert (tmp_path / "sounds").is_dir()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="holds letter.txt"):
+        VoteStore("~/docs")
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path):

@@ -72,6 +72,15 @@ def test_the_interval_resamples_prompts_and_not_votes():
     assert rate.high == pytest.approx(0.598, abs=0.02)
 
 
+def test_spellings_of_a_prompt_are_one_prompt():
+    votes = [
+        Vote(prompt, "x", "y", label) for prompt in ("A reel", "a reel", "a reel.", "an air") for label in ("a", "b")
+    ]
+    assert win_rate(votes, "x", "y").prompts == 2
+    ratings = [Rating(prompt, model, 3.0 + (model == "x"), "l") for prompt in ("A reel", "a reel.") for model in "xy"]
+    assert wilcoxon_signed_rank(ratings, "x", "y") == wilcoxon_signed_rank(ratings[:2], "x", "y")
+
+
 def test_winning_everything_is_not_certainty():
     """Three wins of three: p**3 = 0.025 at the lower end of the exact interval."""
     rate = win_rate(votes_of(("x", "y", 3, 2, 0)), "x", "y")

@@ -212,7 +212,7 @@ def preference_card(folder: str | Path, repo_id: str, *, license: str | None = N
         sources={_linked(source): count for source, count in sources.most_common()},
         left_out=imported.left_out if imported is not None else {},
         collected=collected,
-        models={name_of(name): count for name, count in models.most_common()},
+        models={_cell(name_of(name)): count for name, count in models.most_common()},
         simulated=sum(simulated.values()),
         by_rewards=sum(by_rewards.values()),
         licence=licence,
@@ -286,7 +286,13 @@ def _split_of(path: Path) -> str:
 
 def _linked(source: str) -> str:
     address = SOURCE_ADDRESSES.get(published_source(source) or "")
-    return f"[{source}]({address})" if address else source
+    return f"[{source}]({address})" if address else _cell(source)
+
+
+def _cell(text: str) -> str:
+    """Anybody's text as it is read in a cell of a table, and nothing else: no end of the cell, heading, tag, link or code."""
+    plain = re.sub(r"\s+", " ", text)
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", plain)
 
 
 def _tags(kind: str, record: Record) -> list[str]:

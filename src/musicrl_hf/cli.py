@@ -48,7 +48,7 @@ IMPORTS = {  # kind: function of preferences.importers, the options it takes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 with one line on standard error where the input is at fault."""
+    """Run one command; 0 on success, 2 with one line on standard error where the input is at fault, 130 on Ctrl+C."""
     problem = environment_problem()
     if problem is not None:
         print(f"musicrl: {problem}", file=sys.stderr)
@@ -71,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"musicrl: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        print("\nmusicrl: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -54,6 +55,16 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     return cls(**values)
 
 
+def changed_fields(job: Any, but: Sequence[str] = ()) -> list[str]:
+    """The names of a dataclass's fields that have another value than by default, less those in `but`."""
+    fields = (field for field in dataclasses.fields(job) if field.name not in but)
+    return [field.name for field in fields if getattr(job, field.name) != _default_of(field)]
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def describe_fields(cls: type, path: str | Path | None = None) -> str:
     """The dataclass's fields as help text: name, default, or what the YAML file at `path` has, and the help of the metadata."""
     lines, given = [], {} if path is None else _read_yaml(path)
@@ -61,7 +72,7 @@ def describe_fields(cls: type, path: str | Path | None = None) -> str:
         if field.name in given:
             value = given[field.name]
         else:
-            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            value = _default_of(field)
         default = "required" if value is dataclasses.MISSING else f"default {'none' if value is None else repr(value)}"
         lines.append(f"  --{field.name}  {field.metadata.get('help', '')} ({default})")
     return "\n".join(lines)
@@ -117,7 +128,7 @@ def _from_words(words: list[str], hint: Any, name: str) -> Any:
         return True
     if len(words) != 1:
         raise ValueError(f"`{name}` takes one value, got {words}.")
-    return None if words[0] in ("null", "none", "None") else words[0]
+    return words[0]
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -129,6 +140,8 @@ def _alternatives(hint: Any) -> list[Any]:
 def _convert(value: Any, hint: Any, name: str) -> Any:
     """`value` as one of the types in `hint`; YAML reads 1e-5 as text, the command line reads everything as text."""
     alternatives = _alternatives(hint)
+    if value in ("null", "none", "None") and type(None) in alternatives:  # elsewhere it may be a choice
+        return None
     if value is None:
         if type(None) in alternatives:
             return None
@@ -144,6 +157,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             raise ValueError(f"`{name}` must be one of {', '.join(map(str, typing.get_args(kind)))}, got {value!r}.")
         if kind is bool and str(value).lower() in ("true", "false", "yes", "no", "1", "0"):
             return str(value).lower() in ("true", "yes", "1")
+        if kind is int and re.fullmatch(r"[+-]?\d+", str(value)):  # as a float it would lose what is beyond 2^53
+            return int(value)
         if kind in (int, float) and not isinstance(value, bool | list):
             try:
                 number = float(value)

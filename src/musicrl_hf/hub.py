@@ -35,14 +35,12 @@ MODEL_FILES = (
     RECORD_FILE,
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
-    "LICENSE",
-    "LICENSE.txt",
-    "samples/*.wav",
-    "samples/*.flac",
+    *("samples/*.wav", "samples/*.flac"),
 )
-PREFERENCE_FILES = ("data/*.parquet", IMPORT_FILE, COLLECTION_FILE, "LICENSE", "LICENSE.txt")
-# what an earlier push may have left that would be read together with the new files
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "data/*.parquet", COLLECTION_FILE)
+PREFERENCE_FILES = ("data/*.parquet", IMPORT_FILE, COLLECTION_FILE)
+# what an earlier push has left there and is not sent again is deleted: it would be read together with the new files
+REPLACED = {"model": MODEL_FILES, "dataset": PREFERENCE_FILES}
+ALSO_SENT = ("LICENSE", "LICENSE.txt")
 
 
 @dataclass
@@ -96,7 +94,7 @@ def prepare_model(
     kind = kind_of(folder)
     if kind == "preferences":
         raise ValueError(f"path={str(path)!r} holds preferences: use push_preferences.")
-    files, left_out = _collect(folder, MODEL_FILES)
+    files, left_out = _collect(folder, (*MODEL_FILES, *ALSO_SENT))
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(
             f"path={str(path)!r} has no .safetensors file: save the model there with save_pretrained first."
@@ -124,7 +122,7 @@ def prepare_preferences(folder: str | Path, repo_id: str, *, license: str | None
     """
     _check_repo_id(repo_id)
     folder = _existing_folder(folder)
-    files, left_out = _collect(folder, PREFERENCE_FILES)
+    files, left_out = _collect(folder, (*PREFERENCE_FILES, *ALSO_SENT))
     written = preference_card(folder, repo_id, license=license)
     files["README.md"] = _card(folder, written, "dataset", partial(is_unchanged, folder=folder, license=license))
     return Upload(repo_id, "dataset", files, left_out)
@@ -155,9 +153,8 @@ def send(upload: Upload, *, private: bool | None = None, revision: str | None = 
             api.create_branch(**where, branch=revision, exist_ok=True)
         there = api.list_repo_files(**where, revision=revision)
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in upload.files.items()]
-        operations += [
-            CommitOperationDelete(name) for name in there if _matches(name, REPLACED) and name not in upload.files
-        ]
+        gone = (name for name in there if _matches(name, REPLACED[upload.repo_type]) and name not in upload.files)
+        operations += [CommitOperationDelete(name) for name in gone]
         commit = api.create_commit(
             **where, operations=operations, commit_message="Upload with musicrl_hf", revision=revision
         )

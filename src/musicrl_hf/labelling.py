@@ -17,11 +17,11 @@ from .audio import MAX_DURATION_S
 from .devices import find_device, find_dtype
 from .evaluation.report import label_models
 from .generator import load_generator
-from .places import check_output, find_model
+from .places import check_output, find_model, weights_of
 from .preferences.listeners import REWARD, Judgement, simulated_listeners
 from .preferences.pairs import Listener, sample_pairs
 from .preferences.schema import load_preferences, read_prompts
-from .rewards.combine import find_rewards, label_specs, move_reward
+from .rewards.combine import find_rewards, label_specs, model_of, move_reward, split_specs
 from .rewards.contract import Reward, ask_reward
 
 BUNDLED_PROMPTS = Path(__file__).parent / "prompts" / "train.txt"
@@ -128,6 +128,7 @@ def run_pairs(job: PairsJob) -> Path:
         listeners = [RewardListener(reward, label)]
     generators = [load_generator(name, device=device, dtype=find_dtype(job.dtype)) for name in models.values()]
     labels = list(models)
+    judges = [judge for spec in split_specs(job.label_with) if (judge := model_of(spec))] if job.label_with else []
     out = sample_pairs(
         generators[0],
         prompts,
@@ -144,6 +145,7 @@ def run_pairs(job: PairsJob) -> Path:
         top_k=job.top_k,
         guidance_scale=job.guidance_scale,
         seed=job.seed,
+        weights=[weights_of(name) for name in (*models.values(), *judges)],
     )
     print(_told(load_preferences(out)["preference"], listeners))
     return out

@@ -85,8 +85,8 @@ def choose_licence(given: str | None, inherited: str | None, what: str) -> str:
     """The licence to publish under.
 
     Raises:
-        ValueError: none is known, the Hub does not know it, or it permits what the base does not: commercial use, or
-            another licence than its own where that asks to be shared alike.
+        ValueError: none is known, the Hub does not know it, or it permits what the base does not: commercial use, leaving its
+            authors unnamed, or another licence than its own where that asks to be shared alike.
     """
     licence = given or inherited
     if licence is None:
@@ -94,6 +94,8 @@ def choose_licence(given: str | None, inherited: str | None, what: str) -> str:
     if licence not in LICENCES:
         raise ValueError(f"license={licence!r} is not known here: give one of {', '.join(LICENCES)}.")
     share_alike = inherited is not None and "-sa-" in inherited
-    if (is_non_commercial(inherited) and not is_non_commercial(licence)) or (share_alike and licence != inherited):
+    named = inherited is not None and inherited.startswith("cc-by") and not licence.startswith("cc-by")  # its authors
+    commercial = is_non_commercial(inherited) and not is_non_commercial(licence)
+    if commercial or named or (share_alike and licence != inherited):
         raise ValueError(f"license={licence!r} permits what {what} inherits from does not: use {inherited!r}.")
     return licence

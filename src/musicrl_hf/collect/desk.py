@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
@@ -19,6 +20,7 @@ from .tokens import Refused, Unknown, deal_of, hash_code, new_code, sign
 CHECKS = ("identical", "broken")
 _TICK_S = 0.3  # browsers tell a player's time in steps of this
 _NEAR = 8  # pairs asked about equally often, of which one is dealt at random
+RULES_HELD = "rules_held"  # name of the setting
 _CLIPS = "clips"  # purpose of the tokens that play clips
 
 
@@ -47,14 +49,16 @@ class Desk:
         store: where everything is kept.
         rules: what holds for every listener.
         clock: gives the time in seconds since 1970.
+        seed: makes what is dealt, and in which order, reproducible; None draws one.
 
     Raises:
         ValueError: the store holds pairs or votes of a study and the rules are none, or the other way round: its pairs
             would be taken for pairs of this collection.
     """
 
-    def __init__(self, store: VoteStore, rules: Rules, clock: Callable[[], float] = time.time):
+    def __init__(self, store: VoteStore, rules: Rules, clock: Callable[[], float] = time.time, seed: int | None = None):
         self.store, self.rules, self.clock = store, rules, clock
+        self._random = random.Random(seed)
         with store.write(exclusive=True) as connection:
             before = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
             if before is not None and json.loads(before)["study"] != rules.study:
@@ -64,6 +68,9 @@ class Desk:
                     insert(consents).values(id=rules.consent_id, text=rules.consent_text, licence=rules.licence)
                 )
             _set(connection, "rules", json.dumps(asdict(rules)))
+            held = rules_held(connection) or ([{"since": 0.0, **json.loads(before)}] if before else [])
+            if not held or {**held[-1], "since": 0} != {"since": 0, **json.loads(json.dumps(asdict(rules)))}:
+                _set(connection, RULES_HELD, json.dumps([*held, {"since": clock(), **asdict(rules)}]))
 
     # -- who ---------------------------------------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class Desk:
             if not is_simulated(listener):  # rules on a waveform neither wait nor flood
                 self._check_patience(connection, found, answer, now)
                 self._check_rate(connection, listener, now)
-            row = {"deal": deal, "pair": found.pair, "listener": listener, "voted_at": now, **asdict(answer)}
+            row = {"deal": deal, "pair": found.pair, "listener": listener, "voted_at": now, **asdict(answer.believed)}
             connection.execute(insert(votes).values(row))
             connection.execute(update(deals).where(deals.c.id == deal).values(state="voted"))
             if found.state == "expired":
@@ -312,7 +319,7 @@ class Desk:
                 return due
         near = select(pairs.c.id, pairs.c.live).where(self._wanted(), ~dealt)
         rows = connection.execute(near.order_by(pairs.c.live, pairs.c.made_at).limit(_NEAR)).all()
-        return random.choice([row.id for row in rows if row.live == rows[0].live]) if rows else None
+        return self._random.choice([row.id for row in rows if row.live == rows[0].live]) if rows else None
 
     def _wanted(self) -> ColumnElement[bool]:
         """Pairs for everybody that not enough listeners were asked about yet."""
@@ -330,7 +337,7 @@ class Desk:
         """Whether clip a is the second one: what fewer listeners of this pair had, or a coin."""
         counted = select(func.count().filter(deals.c.swapped), func.count().filter(~deals.c.swapped))
         swapped, straight = connection.execute(counted.where(deals.c.pair == pair)).one()
-        return random.random() < 0.5 if swapped == straight else swapped < straight
+        return self._random.random() < 0.5 if swapped == straight else swapped < straight
 
     def _check_patience(self, connection: Connection, deal: Row, answer: Answer, now: float) -> None:
         lengths = connection.scalars(
@@ -358,6 +365,11 @@ def _check_empty(connection: Connection, study: bool, name: str) -> None:
     for column, found in kinds.items():
         if connection.scalar(select(column).limit(1)) is not None:
             raise ValueError(f"`study` is {study}, but the store {name} holds {found}: give a --store of its own.")
+
+
+def rules_held(connection: Connection) -> list[dict[str, Any]]:
+    """The rules that have held, each with the time `since` which it did, the newest last; empty for a store of an earlier version."""
+    return json.loads(connection.scalar(select(settings.c.value).where(settings.c.name == RULES_HELD)) or "[]")
 
 
 def _dealt_to(listener: str) -> ColumnElement[bool]:

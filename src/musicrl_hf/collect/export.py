@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +30,7 @@ from ..preferences.schema import (
 )
 from ..preferences.splits import side_of_prompt
 from ..records import COLLECTION_FILE, CollectionRecord, agreement_in_words
-from .desk import CHECKS
+from .desk import CHECKS, rules_held
 from .ownership import check_out, check_push
 from .reliability import Attention, krippendorff_alpha, passes
 from .rules import Answer
@@ -113,8 +114,11 @@ def export_votes(
     is_there = check_out(out, store.collection)
     with store.read() as connection:
         rows = connection.execute(_joined()).all()
-        protocol = connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))
-    licence = _one_licence(rows, licence)
+        protocols = rules_held(connection)
+        if not protocols and (rules := connection.scalar(select(settings.c.value).where(settings.c.name == "rules"))):
+            protocols = [{"since": 0.0, **json.loads(rules)}]  # of a store that an earlier version wrote
+        offered = set(connection.scalars(select(consents.c.licence)))
+    licence = _one_licence(rows, licence, offered)
     rows = [row for row in rows if row.licence == licence]
     compared = [row for row in rows if row.kind == "pair"]
     if not compared:
@@ -122,7 +126,7 @@ def export_votes(
             shutil.rmtree(out.resolve())  # what a link leads to, too
         return ExportResult(out, None, 0, removed=is_there)
     attention = _attention(rows)
-    record = _record(store.collection, str(licence), json.loads(protocol or "{}"), rows, compared)
+    record = _record(store.collection, str(licence), _protocol(protocols, rows), rows, compared)
     sides: dict[str, list[Row]] = {"train": [], "test": []}
     for row in compared:
         sides[side_of_prompt(row.prompt, test_share, seed) if test_share else "train"].append(row)
@@ -194,9 +198,10 @@ def _joined() -> Select:
     return select(*columns).select_from(tables).order_by(votes.c.voted_at, votes.c.deal)
 
 
-def _one_licence(rows: Sequence[Row], licence: str | None) -> str | None:
+def _one_licence(rows: Sequence[Row], licence: str | None, offered: Collection[str]) -> str | None:
+    """The licence of an export; one that the page has offered may have no vote left, or none yet."""
     known = sorted({row.licence for row in rows})
-    if licence is not None and licence not in known and known:
+    if licence is not None and licence not in offered and known:
         raise ValueError(f"licence is {licence!r}: the listeners agreed to {', '.join(known)}")
     if licence is None and len(known) > 1:
         raise ValueError(f"the listeners agreed to {', '.join(known)}: name one with --licence, and export each")
@@ -204,7 +209,7 @@ def _one_licence(rows: Sequence[Row], licence: str | None) -> str | None:
 
 
 def _answer(row: Row) -> Answer:
-    return Answer(row.preference, row.seconds_a, row.seconds_b, row.score_a, row.score_b)
+    return Answer(row.preference, row.seconds_a, row.seconds_b, row.score_a, row.score_b).believed
 
 
 def _attention(rows: Iterable[Row]) -> dict[str, Attention]:
@@ -213,6 +218,18 @@ def _attention(rows: Iterable[Row]) -> dict[str, Attention]:
         if row.kind in CHECKS:
             counted[row.listener, passes(row.kind, row.swapped, _answer(row))] += 1
     return {who: Attention(counted[who, True], counted[who, False]) for who, _ in counted}
+
+
+def _protocol(held: Sequence[dict[str, Any]], rows: Sequence[Row]) -> dict[str, Any]:
+    """The rules under which the votes were given: name -> value, or the list of those that it has had one after the other."""
+    times = [rules["since"] for rules in held]
+    used = sorted({max(bisect_right(times, row.voted_at) - 1, 0) for row in rows}) if held else []
+    found: dict[str, list[Any]] = {}
+    for rules in (held[number] for number in used):
+        for name, value in rules.items():
+            if name not in ("since", "licence") and value not in found.setdefault(name, []):
+                found[name].append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
 
 
 def _record(
@@ -257,7 +274,7 @@ def _of_pair(preference: str, swapped: bool) -> str:
 def _write_rows(store: VoteStore, rows: Sequence[Row], attention: dict[str, Attention], path: Path) -> Dataset:
     """The rows as a data set on disk, read clip by clip: it need not fit into memory."""
     schema = EXPORT_FEATURES.arrow_schema
-    starts = tqdm(range(0, len(rows), _CHUNK), desc="exporting votes", disable=len(rows) < 500)
+    starts = tqdm(range(0, len(rows), _CHUNK), desc="exporting votes", disable=len(rows) < 500 or None)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for start in starts:
             chunk = rows[start : start + _CHUNK]
@@ -278,9 +295,10 @@ def _scores(row: Row) -> tuple[int | None, int | None]:
 def _preference_row(store: VoteStore, row: Row) -> dict[str, Any]:
     """One vote as a preference row. a is what the listener heard as a, and `preference` says on which side it won."""
     a, b = ("second", "first") if row.swapped else ("first", "second")
-    sides = {"chosen": (b, row.seconds_b), "rejected": (a, row.seconds_a)}
+    heard = _answer(row)
+    sides = {"chosen": (b, heard.seconds_b), "rejected": (a, heard.seconds_a)}
     if row.preference != "b":
-        sides = {"chosen": (a, row.seconds_a), "rejected": (b, row.seconds_b)}
+        sides = {"chosen": (a, heard.seconds_a), "rejected": (b, heard.seconds_b)}
     built: dict[str, Any] = {
         "prompt": row.prompt,
         "preference": row.preference,

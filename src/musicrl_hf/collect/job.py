@@ -168,7 +168,7 @@ def _prepare(
         _check_exports(job, store)
     if (there := _contents(job, store)) is not None:
         print(there, flush=True)
-    desk = Desk(store, job.rules)
+    desk = Desk(store, job.rules, seed=job.seed)
     maker = PairMaker(
         store,
         models,
@@ -346,9 +346,12 @@ def _make_pairs(job: CollectJob, there: int, maker: "PairMaker") -> None:
         list(tqdm(maker.make_study(), desc="making the pairs of the study", unit=" pairs"))
         return
     wanted = job.pairs or len(maker.prompts)
-    with tqdm(total=wanted, initial=min(there, wanted), desc="making pairs") as bar:
-        while bar.n < wanted:
-            bar.update(maker.make_next())
+    ready = min(there, wanted)
+    with tqdm(total=wanted, initial=ready, desc="making pairs") as bar:
+        while ready < wanted:
+            is_pair = maker.make_next()
+            ready += is_pair  # counted here: a bar that is switched off counts nothing
+            bar.update(is_pair)
 
 
 def seconds_of(text: str) -> int:

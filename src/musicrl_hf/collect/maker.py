@@ -90,9 +90,10 @@ class PairMaker:
             RuntimeError: the model failed.
         """
         with self.store.read() as connection:
-            same = select(func.count()).select_from(pairs).where(pairs.c.prompt == prompt, pairs.c.kind == "pair")
-            made = connection.scalar(same) or 0
-        sides = [(name, self._random.randrange(2**31)) for name in self._opponents[made % len(self._opponents)]]
+            here, everywhere = _meetings(connection, prompt), _meetings(connection)
+        # Those who have met least for this prompt; of them, those who have met least at all.
+        opponents = min(self._opponents, key=lambda two: (here[frozenset(two)], everywhere[frozenset(two)]))
+        sides = [(name, self._random.randrange(2**31)) for name in opponents]
         return self._save(prompt, [(*side, self._sample(prompt, *side)) for side in sides], "pair", owner)
 
     def make_next(self) -> bool:
@@ -152,7 +153,7 @@ class PairMaker:
         made = 0
         for prompt in self.prompts:
             with self.store.read() as connection:
-                there = _opponents_in(connection, prompt)
+                there = _meetings(connection, prompt)
             missing = [pair for pair in self._opponents if frozenset(pair) not in there]
             seed = self._random.randrange(2**31)
             needed = [name for name in self.models if any(name in pair for pair in missing)]
@@ -179,7 +180,7 @@ class PairMaker:
         """As `_save`, or None where another server has made this pair meanwhile."""
         opponents = frozenset(name for name, _, _ in sides)
         return self._save_if(
-            lambda connection: opponents not in _opponents_in(connection, prompt), prompt, sides, "pair", None
+            lambda connection: opponents not in _meetings(connection, prompt), prompt, sides, "pair", None
         )
 
     def _save_if(
@@ -209,13 +210,17 @@ class PairMaker:
         return pair
 
 
-def _opponents_in(connection: Connection, prompt: str) -> set[frozenset[str]]:
-    """The models that meet in the pairs of a prompt, in whichever order."""
+def _meetings(connection: Connection, prompt: str | None = None) -> Counter[frozenset[str]]:
+    """How often models meet in the pairs of a prompt, or of all, in whichever order."""
     first, second = clips.alias(), clips.alias()
     joined = pairs.join(first, pairs.c.first == first.c.id).join(second, pairs.c.second == second.c.id)
-    listed = select(first.c.model, second.c.model).select_from(joined)
-    wanted = listed.where(pairs.c.kind == "pair", pairs.c.prompt == prompt)
-    return {frozenset(row) for row in connection.execute(wanted)}
+    counted = select(first.c.model, second.c.model, func.count()).select_from(joined).where(pairs.c.kind == "pair")
+    if prompt is not None:
+        counted = counted.where(pairs.c.prompt == prompt)
+    met: Counter[frozenset[str]] = Counter()
+    for one, other, times in connection.execute(counted.group_by(first.c.model, second.c.model)):
+        met[frozenset((one, other))] += times
+    return met
 
 
 def check_alike(models: Mapping[str, MusicRLForConditionalGeneration]) -> None:

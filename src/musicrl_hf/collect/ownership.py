@@ -36,20 +36,29 @@ def check_out(out: str | Path, collection: str | None = None) -> bool:
 
 
 def check_push(repo_id: str, collection: str) -> None:
-    """Refuse a data set on the Hub that holds the rows of another collection.
+    """Refuse a data set on the Hub that holds the rows of another collection, or rows of which no export is known.
 
     Args:
         repo_id: "namespace/name"; it need not be there yet.
         collection: id of the collection that is pushed.
 
     Raises:
-        ValueError: it holds the export of another collection.
+        ValueError: it holds the export of another collection, or preferences that no export wrote.
         PermissionError, ConnectionError: the Hub does not accept the token or was not reached.
     """
     api = HfApi(library_name="musicrl_hf")
     with TemporaryDirectory(prefix="musicrl-push-") as scratch:
         with hub_errors(api, repo_id):
-            if not api.file_exists(repo_id, COLLECTION_FILE, repo_type="dataset"):
+            there = (
+                api.list_repo_files(repo_id, repo_type="dataset")
+                if api.repo_exists(repo_id, repo_type="dataset")
+                else []
+            )
+            if COLLECTION_FILE not in there:
+                if any(name.startswith("data/") and name.endswith(".parquet") for name in there):
+                    raise ValueError(
+                        f"push is {repo_id}, which holds preferences that no export wrote: give another name"
+                    )
                 return
             api.hf_hub_download(repo_id, COLLECTION_FILE, repo_type="dataset", local_dir=scratch)
         record = read_collection(scratch)

@@ -8,13 +8,15 @@ const SIDES = ["a", "b"];
 // -- what this browser keeps ---------------------------------------------------------------------------------------------
 
 const kept = {
-  get(name, storage = localStorage) {
-    try { return storage.getItem(`musicrl.${settings.collection}.${name}`); } catch { return this.here[name] ?? null; }
+  // A browser that keeps no site data throws as soon as it is asked for the storage itself: then until the page closes.
+  get(name, storage = "localStorage") {
+    if (name in this.here) return this.here[name];
+    try { return window[storage].getItem(`musicrl.${settings.collection}.${name}`); } catch { return null; }
   },
-  set(name, value, storage = localStorage) {
-    this.here[name] = value;
+  set(name, value, storage = "localStorage") {
     const key = `musicrl.${settings.collection}.${name}`;
-    try { value === null ? storage.removeItem(key) : storage.setItem(key, value); } catch { /* private window: until it closes */ }
+    delete this.here[name];
+    try { value === null ? window[storage].removeItem(key) : window[storage].setItem(key, value); } catch { this.here[name] = value; }
   },
   here: {},
 };
@@ -103,7 +105,7 @@ async function hear(dealt, mine) {
   deal = dealt;
   find("#prompt").textContent = deal.prompt;
   for (const radio of all(".rating input")) { radio.checked = false; radio.disabled = true; }
-  const before = JSON.parse(kept.get("heard", sessionStorage) ?? "null");
+  const before = JSON.parse(kept.get("heard", "sessionStorage") ?? "null");
   const heard = before && before.id === deal.id ? before : { a: 0, b: 0 };
   show("pair");
   find(".choices").hidden = settings.study;

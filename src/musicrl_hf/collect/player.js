@@ -70,7 +70,7 @@ class Player {
     const step = now - this.last;
     if (step > 0 && step < 2) this.heard += step; // more is a jump
     this.last = now;
-    if (deal) kept.set("heard", JSON.stringify({ id: deal.id, a: players.a.heard, b: players.b.heard }), sessionStorage);
+    if (deal) kept.set("heard", JSON.stringify({ id: deal.id, a: players.a.heard, b: players.b.heard }), "sessionStorage");
     this.draw();
     unlock();
   }

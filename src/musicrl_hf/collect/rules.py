@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..audio import MAX_DURATION_S
 from ..licences import LICENCES
 from ..preferences.schema import LABELS, normalise_prompt
 
+_YEAR_H = 8760
 CONSENT = Template(
     """Before you vote, please read what happens with your votes.
 
@@ -65,8 +66,8 @@ class Rules:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it has to be {number} or more.")
         if not 0 <= self.min_seconds <= MAX_DURATION_S:
             raise ValueError(f"`min_seconds` is {self.min_seconds}: clips last 0 to {MAX_DURATION_S:g} s.")
-        if not self.deal_hours > 0:
-            raise ValueError(f"`deal_hours` is {self.deal_hours}: it has to be above 0.")
+        if not 0 < self.deal_hours <= _YEAR_H:
+            raise ValueError(f"`deal_hours` is {self.deal_hours}: it has to be above 0, and at most {_YEAR_H}, a year.")
 
     @property
     def consent_text(self) -> str:
@@ -77,6 +78,9 @@ class Rules:
     def consent_id(self) -> str:
         """Changes with every word of the text."""
         return hashlib.sha256(f"{self.licence}\n{self.consent_text}".encode()).hexdigest()
+
+
+LONGEST_HEARD_S = 86_400.0  # nobody hears a clip for longer: what a page reports can be any number
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,12 @@ class Answer:
         scores = [self.score_a, self.score_b]
         if scores != [None, None] and not all(score in (1, 2, 3, 4, 5) for score in scores):
             raise ValueError(f"score_a and score_b are {self.score_a} and {self.score_b}: rate both from 1 to 5")
+
+    @property
+    def believed(self) -> "Answer":
+        """This answer, with no clip heard for longer than `LONGEST_HEARD_S`."""
+        heard = (min(self.seconds_a, LONGEST_HEARD_S), min(self.seconds_b, LONGEST_HEARD_S))
+        return replace(self, seconds_a=heard[0], seconds_b=heard[1])
 
     @classmethod
     def rated(cls, score_a: int, score_b: int, seconds_a: float, seconds_b: float) -> "Answer":

@@ -40,6 +40,14 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
+_CLIP_HEADERS = {
+    "cache-control": "private, no-store",
+    # In the place of those that tell when a file was written: a pair's clips are written one after the other, in an order that
+    # whoever runs the page knows.
+    "last-modified": "Thu, 01 Jan 1970 00:00:00 GMT",
+    "etag": '"clip"',
+}
+
 
 def build_app(service: ListeningService, names: Sequence[str] = ()) -> FastAPI:
     """The page, its clips, and `/export` for whoever holds the store's admin token.
@@ -64,7 +72,7 @@ def build_app(service: ListeningService, names: Sequence[str] = ()) -> FastAPI:
             raise HTTPException(403, str(error)) from None
         except (ValueError, FileNotFoundError):
             raise HTTPException(404, "There is no such clip.") from None
-        return FileResponse(path, media_type="audio/wav", headers={"cache-control": "private, no-store"})
+        return FileResponse(path, media_type="audio/wav", headers=_CLIP_HEADERS)
 
     @app.get("/export")
     def export(authorization: str = Header(""), licence: str | None = None) -> StreamingResponse:
@@ -192,7 +200,8 @@ def _refusal(scope: Scope) -> int | None:
     headers: Mapping[bytes, bytes] = dict(scope["headers"])
     if scope["method"] == "POST":
         length = headers.get(b"content-length", b"")
-        if not length.isdigit():  # what comes in pieces has no length beforehand
+        # What comes in pieces has no length beforehand, and is read by its pieces whatever length it claims.
+        if not length.isdigit() or b"transfer-encoding" in headers:
             return 411
         if int(length) > _LONGEST_BODY:
             return 413

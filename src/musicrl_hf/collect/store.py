@@ -22,7 +22,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, insert, inspect, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from torch import Tensor
 
@@ -61,7 +61,7 @@ class VoteStore:
         self.url, self.clip_folder = _locate(str(where), clip_folder)
         self.name = repr(make_url(self.url)) if "://" in str(where) else str(where)  # as it was given, less a password
         if create:
-            _check_new(Path(where), self.name)
+            _check_new(Path(where).expanduser(), self.name)
             _check_unowned(self.url, self.clip_folder)
         else:
             _check_there(self.url, self.clip_folder)
@@ -212,7 +212,10 @@ class VoteStore:
 def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
     if "://" not in where:
         folder = Path(where).expanduser()
-        return f"sqlite:///{folder / DATABASE_FILE}", Path(clip_folder or folder / CLIP_FOLDER)
+        url = URL.create(
+            "sqlite", database=str(folder / DATABASE_FILE)
+        )  # a folder's name may hold what a URL would read
+        return url.render_as_string(), Path(clip_folder or folder / CLIP_FOLDER).expanduser()
     try:
         url = make_url(where)
     except ArgumentError as error:
@@ -221,12 +224,14 @@ def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
         ) from error
     kind = url.get_backend_name()
     if kind == "sqlite" and url.database:
-        return where, Path(clip_folder or Path(url.database).parent / CLIP_FOLDER)
+        return where, Path(clip_folder or Path(url.database).parent / CLIP_FOLDER).expanduser()
     if kind != "postgresql":
         raise ValueError(f"store {where!r} is {kind}: give a folder, sqlite:///FILE or postgresql://USER@HOST/NAME")
     if clip_folder is None:
         raise ValueError("clips is not given: with PostgreSQL, name a folder that all machines see")
-    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False), Path(clip_folder)
+    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False), Path(
+        clip_folder
+    ).expanduser()
 
 
 def _check_new(folder: Path, name: str) -> None:

@@ -1,15 +1,17 @@
 """From votes and ratings to the numbers of a comparison, without sound."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..audio import atomic_path
 from ..preferences.data_files import reading_parquet
 from ..preferences.listeners import count_listeners
-from ..preferences.schema import SCORE_COLUMNS, Vote
+from ..preferences.schema import SCORE_COLUMNS, Vote, normalise_prompt
 from .win_rates import (
     Rating,
     as_json,
@@ -46,7 +48,7 @@ def count_votes(votes: Sequence[Vote], ratings: Sequence[Rating] = (), *, seed: 
         "models": names,
         "votes": len(votes),
         "raters": count_listeners(vote.listener for vote in votes if vote.listener),
-        "prompts": len({vote.prompt for vote in votes}),
+        "prompts": len({normalise_prompt(vote.prompt) for vote in votes}),
         "overall": [as_json(rate) for rate in overall],
         "win_rates": rates,
         **ranking(votes, seed),
@@ -82,3 +84,11 @@ def ratings_in(folder: Path) -> list[Rating]:
                 if score is not None and row["chosen_model"] != row["rejected_model"]:
                     ratings.append(Rating(row["prompt"], model, score, row["listener"]))
     return ratings
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table as CSV, there whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

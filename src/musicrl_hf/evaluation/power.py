@@ -19,7 +19,7 @@ PEOPLE_AGREE = 0.75  # of two listeners on public music pairs
 MOST = 2_000_000  # comparisons; a win rate that needs more is not told apart from a coin
 STUDIES = 400  # simulated ones for each size that is tried
 RESAMPLES = 200  # of the prompts in each of them
-FEW = 40  # prompts; up to there each number is tried
+FEW = 40  # prompts; where so many or fewer should do, each number is tried
 
 
 def comparisons_needed(win_rate: float, power: float = 0.8) -> int:
@@ -109,7 +109,8 @@ def prompts_needed(
 ) -> int:
     """Prompts whose pairs `listeners` hear each, for which `simulated_power` comes to `power`; within about a tenth.
 
-    The number that follows from the variance of a prompt's share is corrected by the power that a simulation finds there.
+    The number that follows from the variance of a prompt's share is corrected by the power that a simulation finds there. Where
+    that is a few dozen, each number is tried, from 4 on: so few may all be won, and the power does not follow from the variance.
     """
     _check(win_rate, power)
     spread = agreement_spread(agreement)
@@ -122,15 +123,16 @@ def prompts_needed(
         raise ValueError(
             f"`win_rate` = {win_rate!r} needs about {about:.0f} prompts: nobody collects so many. Give one further from 0.5, such as 0.55."
         )
-    size = max(4, round(about))
+    if about < FEW:
+        size = 4
+        while simulated_power(win_rate, size, listeners, agreement, seed=seed) < power:
+            size += 1
+        return size
+    size = round(about)
     reached = simulated_power(win_rate, size, listeners, agreement, seed=seed)
     reached = min(max(reached, 0.5 / STUDIES), 1 - 0.5 / STUDIES)
     corrected = wanted / (norm.ppf(0.5 + CONFIDENCE / 2) + norm.ppf(reached))
-    size = max(4, round(size * corrected**2))
-    # So few may all be won, where the test is another one: the power does not follow from the variance.
-    while size < FEW and simulated_power(win_rate, size, listeners, agreement, seed=seed) < power:
-        size += 1
-    return size
+    return round(size * min(max(corrected, 0.7), 1.5) ** 2)
 
 
 @dataclass(kw_only=True)

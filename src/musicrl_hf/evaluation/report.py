@@ -1,11 +1,10 @@
 """Compare generators side by side: sample, rate, count, and write the result as JSON and as a page to look at."""
 
 import base64
-import csv
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -18,20 +17,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..audio import atomic_path, audio_bytes, match_loudness
+from ..config import changed_fields
 from ..devices import find_device, find_dtype
 from ..generator import Clips, MusicRLForConditionalGeneration, load_generator
 from ..places import check_output, find_model
-from ..preferences.importers import has_prompts, read_votes, vote_columns
+from ..preferences.importers import has_prompts, read_votes, table_of, vote_columns
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, read_prompts
 from ..records import read_collection
 from ..rewards import Reward
 from ..rewards.combine import find_reward, find_rewards, label_specs, move_reward
 from ..rewards.contract import ask_reward
-from .counting import count_votes, ranking, ratings_in
+from .counting import count_votes, ranking, ratings_in, write_rows
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import headline, render_page
-from .study import Rater, best_of_player, check_study, sample_study
+from .study import Rater, best_of_player, check_replaced, check_study, sample_study
 from .win_rates import (
     MeanScore,
     Rating,
@@ -59,7 +59,7 @@ class EvaluateJob:
     )
     prompts: str | None = field(default=None, metadata={"help": "text file, one prompt a line"})
     votes: str | None = field(
-        default=None, metadata={"help": "CSV of votes, or a folder of preferences, to count instead"}
+        default=None, metadata={"help": "CSV of votes, or folder of preferences, to count instead"}
     )
     out: str = field(metadata={"help": "folder for results.json, index.html, votes.csv, ratings.csv and clips/"})
     rewards: list[str] = field(default_factory=list, metadata={"help": "rewards to score the clips with as well"})
@@ -94,7 +94,11 @@ class EvaluateJob:
             raise ValueError(f"models is {self.models} and votes is {self.votes!r}: give generators or a vote table")
         if self.models and self.prompts is None:
             raise ValueError("prompts is not given: name a text file with one prompt a line")
-        if self.best_of < 1 or (self.best_of > 1) != bool(self.best_of_reward) or (self.votes and self.best_of > 1):
+        if self.votes and (given := changed_fields(self, but=("votes", "out", "seed"))):
+            raise ValueError(
+                f"{given[0]} is {vars(self)[given[0]]!r}: votes are counted, not clips sampled; leave it out"
+            )
+        if self.best_of < 1 or (self.best_of > 1) != bool(self.best_of_reward):
             raise ValueError(
                 f"best_of is {self.best_of} and best_of_reward is {self.best_of_reward}: give both, for models that are "
                 "sampled here, as in --best_of 4 --best_of_reward quality"
@@ -107,6 +111,9 @@ def run_evaluate(job: EvaluateJob) -> Path:
     """Run an evaluation, print what came out, and return the path of its page."""
     out = Path(job.out)
     check_output(out, "an evaluation", "out")
+    check_replaced(
+        out, None if job.votes is None else table_of(job.votes), (RESULT_FILE, PAGE_FILE, "votes.csv", "ratings.csv")
+    )
     result = _evaluate(job, out) if job.votes is None else evaluate_votes(job.votes, out, seed=job.seed)
     print(headline(result))
     return out / PAGE_FILE
@@ -382,17 +389,10 @@ def _write(
     with atomic_path(out_dir / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     rows = ((vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener) for vote in votes)
-    _write_rows(out_dir / "votes.csv", vote_columns(result["prompts"] is not None), rows)
+    write_rows(out_dir / "votes.csv", vote_columns(result["prompts"] is not None), rows)
     (out_dir / "ratings.csv").unlink(missing_ok=True)  # those of an evaluation before
     if ratings:
         scores = ((rating.prompt, rating.model, rating.score, rating.listener) for rating in ratings)
-        _write_rows(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), scores)
+        write_rows(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), scores)
     with atomic_path(out_dir / PAGE_FILE) as temporary:
         temporary.write_text(render_page(result, players), encoding="utf-8")
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)

@@ -1,6 +1,7 @@
 """What a comparison compares: the checks before it, and the clips that each system plays."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,6 +20,26 @@ class Rater(Protocol):
     def name(self) -> str: ...
 
     def rate(self, prompts: Sequence[str], audio: Tensor, sampling_rate: int) -> Tensor: ...
+
+
+def check_replaced(out: Path, votes: Path | None, written: Sequence[str]) -> None:
+    """Refuse to write over the table of votes that is counted, or over files that no evaluation wrote.
+
+    Args:
+        out: folder of the evaluation.
+        votes: the table that is counted, or None.
+        written: names of the files that an evaluation writes, the first of which none is without.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if votes is not None and votes.is_file() and votes.resolve().parent == out.resolve():
+        raise ValueError(
+            f"votes is {votes}, which lies in out = {out}, where it would be written over: give another folder"
+        )
+    there = [name for name in written if (out / name).exists()]
+    if there and not (out / written[0]).exists():
+        raise ValueError(f"out is {out}, which holds {there[0]} of something else: give another folder")
 
 
 def check_study(

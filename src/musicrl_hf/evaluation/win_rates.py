@@ -7,6 +7,7 @@ one prompt are not independent of each other.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -16,10 +17,13 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import wilcoxon
 
-from ..preferences.schema import Vote
+from ..preferences.schema import Vote, normalise_prompt
 
 CONFIDENCE = 0.95
 N_BOOTSTRAP = 2000
+_prompt = lru_cache(2**16)(
+    normalise_prompt
+)  # two spellings of a prompt are one prompt, also where its votes are drawn anew
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def win_rate(
         other = _other(vote, model)
         if other is None or against not in (None, other):
             continue
-        counts = by_prompt.setdefault(vote.prompt, [0, 0, 0])
+        counts = by_prompt.setdefault(_prompt(vote.prompt), [0, 0, 0])
         counts[_outcome(vote, model)] += 1
     if not by_prompt:
         raise ValueError(
@@ -189,7 +193,7 @@ def mean_opinion_scores(ratings: Sequence[Rating], n_bootstrap: int = N_BOOTSTRA
         raise ValueError("ratings is empty: nothing to average")
     by_model: dict[str, list[tuple[str, float]]] = {}
     for rating in ratings:
-        by_model.setdefault(rating.model, []).append((rating.prompt, rating.score))
+        by_model.setdefault(rating.model, []).append((_prompt(rating.prompt), rating.score))
     scores = [mean_with_interval(model, values, n_bootstrap, seed) for model, values in by_model.items()]
     return sorted(scores, key=lambda score: (-score.mean, score.model))
 
@@ -233,11 +237,11 @@ def bradley_terry(votes: Sequence[Vote], n_bootstrap: int = 500, seed: int = 0) 
             "strengths would be infinite; collect more votes or leave them out"
         )
     estimate = _newton(_win_table(votes, names)[None])[0]
-    prompts = sorted({vote.prompt for vote in votes})
+    prompts = sorted({_prompt(vote.prompt) for vote in votes})
     index = {prompt: i for i, prompt in enumerate(prompts)}
     cells = np.zeros((len(prompts), len(names) ** 2))
     for vote in votes:
-        cells[index[vote.prompt]] += _win_table([vote], names).ravel()
+        cells[index[_prompt(vote.prompt)]] += _win_table([vote], names).ravel()
     tables = (_resample_counts(len(prompts), n_bootstrap, seed) @ cells).reshape(-1, len(names), len(names))
     rankable = np.array([_strongly_connected(table) for table in tables], dtype=bool)
     resampled = _newton(tables[rankable]) if rankable.any() else np.full((1, len(names)), np.nan)
@@ -284,7 +288,7 @@ def _prompt_means(ratings: Sequence[Rating], model: str) -> dict[str, float]:
     scores: dict[str, list[float]] = {}
     for rating in ratings:
         if rating.model == model:
-            scores.setdefault(rating.prompt, []).append(rating.score)
+            scores.setdefault(_prompt(rating.prompt), []).append(rating.score)
     return {prompt: float(np.mean(values)) for prompt, values in scores.items()}
 
 

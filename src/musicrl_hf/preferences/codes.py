@@ -119,7 +119,7 @@ def cache_codes(
     keys, first_row = _clip_keys(ds, [identity == encoder.identity for identity in held])
     known = read_index(folder)
     missing = [(key, row, column) for key, (row, column) in first_row.items() if key not in known]
-    with tqdm(total=len(missing), desc="encoding clips", disable=not missing) as bar:
+    with tqdm(total=len(missing), desc="encoding clips", disable=not missing or None) as bar:
         for start in range(0, len(missing), _SHARD_CLIPS):
             encoded = dict(_encode(ds, missing[start : start + _SHARD_CLIPS], encoder, batch_size, bar))
             # Named by its content, so that two processes that encode the same clips write the same file.

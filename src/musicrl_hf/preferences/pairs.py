@@ -47,6 +47,7 @@ def sample_pairs(
     top_k: int | None = None,
     guidance_scale: float = 1.0,
     seed: int = 0,
+    weights: Sequence[str] = (),
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a preference data set of freshly sampled pairs.
@@ -66,6 +67,8 @@ def sample_pairs(
         temperature, top_k, guidance_scale: of the sampling; the defaults sample the policy itself.
         seed: a batch is sampled with seed + a number of its own, which the rows hold.
         batch_size: pairs sampled together.
+        weights: what tells the generators' and the judges' weights from others under the same names (`places.weights_of`), so that a
+            run that was cut short does not go on with others.
         on_batch: called with (batches done, batches in all).
 
     Returns:
@@ -103,6 +106,7 @@ def sample_pairs(
     options = {
         **sampling,
         "models": [name, against_name],
+        **({"weights": list(weights)} if weights else {}),
         "codecs": [encoder.identity for encoder in encoders],
         "listeners": [listener.name for listener in listeners],
         "votes_per_pair": votes_per_pair,

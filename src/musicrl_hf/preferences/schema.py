@@ -142,7 +142,7 @@ def validate_preferences(ds: Dataset) -> Dataset:
             raise ValueError(
                 f"column {name} is {ds.features[name]}: it cannot become {FEATURES[name]} ({error})"
             ) from error
-    rows = tqdm(ds, desc="checking preferences", disable=len(ds) < 2000, leave=False)
+    rows = tqdm(ds, desc="checking preferences", disable=len(ds) < 2000 or None, leave=False)
     _raise_row_errors(
         error
         for number, row in enumerate(rows)
@@ -246,7 +246,7 @@ def _found(source: str | Path) -> str:
 
 
 def decided_pairs(
-    ds: Dataset, min_seconds: float | None = None, keep_ties: bool = False
+    ds: Dataset, min_seconds: float | None = None, keep_ties: bool = False, called: str = "rows"
 ) -> tuple[Dataset, dict[str, int]]:
     """Leave out ties, so that every row has a winner, and count what was left out.
 
@@ -254,7 +254,7 @@ def decided_pairs(
         ds: validated preferences.
         min_seconds: also leave out rows whose listener heard less than this of either clip, or where that was not
             recorded (the paper keeps only listeners who heard both, section 3.3); None keeps all.
-        keep_ties: keep ties (tie and both_bad) too, under the same condition.
+        keep_ties: keep tie and both_bad too, under the same condition; called: what a message calls the rows.
 
     Returns:
         the rows that are kept, and counts: each label, `not_heard`, `left_out` and `kept`.
@@ -276,7 +276,7 @@ def decided_pairs(
     counts |= {"kept": len(kept), "left_out": len(ds) - len(kept)}
     if not winners:
         found = ", ".join(f"{name} {counts[name]}" for name in (*LABELS, "not_heard") if counts[name])
-        raise ValueError(f"none of the {len(ds)} rows has a winner that counts ({found}); collect more votes")
+        raise ValueError(f"none of the {len(ds)} {called} has a winner that counts ({found}); collect more votes")
     return ds.select(kept), counts
 
 

@@ -52,7 +52,7 @@ def best_of(
         clips = generator.sample(prompts, seed=None if seed is None else seed + candidate * SEED_STEP, **sampling)
         return clips, ask_reward(reward, prompts, clips.audio, clips.sampling_rate, name).cpu()
 
-    bar = tqdm(range(n), desc=f"best of {n}", unit="candidate", leave=False, disable=n == 1)
+    bar = tqdm(range(n), desc=f"best of {n}", unit="candidate", leave=False, disable=n == 1 or None)
     drawn = map(draw, bar)
     kept, scores = next(drawn)
     for clips, found in drawn:

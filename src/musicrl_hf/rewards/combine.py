@@ -123,10 +123,9 @@ def _standardised(scores: Tensor) -> Tensor:
     return (scores - mean) / (scores.std(-1, keepdim=True, correction=0) + 1e-4)
 
 
-def components_of(reward: CombinedReward, chunks: list[tuple[list[str], Tensor, int]]) -> dict[str, Tensor]:
-    """Each part's scores [B] of all clips of some chunks of (prompts, audio, sampling_rate)."""
-    parts = [reward.components(*chunk) for chunk in chunks]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def joined(chunks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each part's scores [B] of all clips, from those of some chunks of them; empty where there are none."""
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in (chunks[0] if chunks else ())}
 
 
 def move_reward(reward: Reward, device: torch.device) -> None:
@@ -185,6 +184,17 @@ def find_reward(spec: str) -> Callable[[], Reward]:
         function = _user_function(kind, name)
         return lambda: function
     raise ValueError(f"`reward` = {spec!r} is unknown. Known forms: {KNOWN_FORMS}.")
+
+
+def model_of(spec: str) -> str | None:
+    """The bundled name, folder or Hub id of the model that a spec names; None for what is no model.
+
+    Example:
+        >>> [model_of(spec) for spec in ("adherence", "preference:runs/reward", "variety")]
+        ['musicrl-tiny-adherence', 'runs/reward', None]
+    """
+    kind, _, name = spec.strip().partition(":")
+    return (name or BUNDLED_DEFAULTS.get(kind)) if kind in MODEL_REWARDS else None
 
 
 def _user_function(module_name: str, function_name: str) -> Callable:

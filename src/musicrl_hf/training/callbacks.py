@@ -100,13 +100,18 @@ class SampleWriter(TrainerCallback):
     def _write(self, args: TrainingArguments, state: TrainerState) -> None:
         if not state.is_world_process_zero:
             return
-        clips = self.generator.sample(
-            self.prompts, self.duration_s, self.temperature, top_k=None, guidance_scale=1.0, seed=self.seed
-        )
+        random = torch.Generator(self.generator.device).manual_seed(self.seed)
+        frames, rate = self.generator.frames_for(self.duration_s), self.generator.sampling_rate
+        text = self.generator.text_inputs(self.prompts)
+        with torch.autocast(
+            self.generator.device.type, torch.bfloat16, enabled=args.bf16
+        ):  # as clips are sampled to learn from
+            codes = self.generator.sample_codes(*text, frames, temperature=self.temperature, generator=random)
+        clips = self.generator.decode_codes(codes, round(self.duration_s * rate))
         folder = Path(str(args.output_dir)) / "samples" / f"step_{state.global_step}"
-        for i, (prompt, audio) in enumerate(zip(self.prompts, clips.audio)):
+        for i, (prompt, audio) in enumerate(zip(self.prompts, clips)):
             words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
-            write_audio(folder / f"{i:02d}_{words}.wav", audio, clips.sampling_rate)
+            write_audio(folder / f"{i:02d}_{words}.wav", audio, rate)
 
 
 class MetricsWriter(TrainerCallback):

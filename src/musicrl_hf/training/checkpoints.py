@@ -9,6 +9,7 @@ Trainer reads them with `torch.load(weights_only=True)`, an unpickler that build
 nothing else. They are looked into before that, without being unpickled, and refused where they name anything else.
 """
 
+import errno
 import json
 import os
 import shlex
@@ -43,6 +44,7 @@ class WholeCheckpoints:
 
     args: TrainingArguments
     state: TrainerState
+    control: TrainerControl
     accelerator: Any
     _aside: Path | None = None
 
@@ -81,6 +83,13 @@ class WholeCheckpoints:
             keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, which asks whether it has made all steps behind a step alone: resumed from the last, it makes one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's, which leaves the evaluation before the first step out when it looks for the best."""
         metrics = super()._evaluate(trial, *args, **kwargs)  # type: ignore[misc]
@@ -99,7 +108,7 @@ class WholeCheckpoints:
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """A full disk, said alike by whichever library met it.
+    """A full disk, or another reason why nothing can be written, said alike by whichever library met it.
 
     Raises:
         OSError: the body could not write.
@@ -109,10 +118,13 @@ def writing(what: str) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the writer of torch.save
             raise
-        free = shutil.disk_usage(_existing(Path(what))).free
+        remedy = "see to that"
+        if not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT):  # others do not tell why
+            free = shutil.disk_usage(_existing(Path(what))).free
+            remedy = f"{free / 2**20:.1f} MiB are free there: make room"
         raise OSError(
-            f"{what} could not be written ({str(error).strip()}; {free / 2**20:.1f} MiB are free there): make room, then go "
-            "on with --resume_from_checkpoint last from the last whole checkpoint, if one was saved."
+            f"{what} could not be written ({str(error).strip()}); {remedy}, then go on with --resume_from_checkpoint last from "
+            "the last whole checkpoint, if one was saved."
         ) from error
 
 

@@ -24,6 +24,10 @@ from .job import BF16_HELP, TrainingJob, option, run_trainer
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
 
 
 @dataclass
@@ -110,6 +114,8 @@ class MusicDPOTrainer(FlatTrainer, DPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        if args.precompute_ref_log_probs and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
+            self.ref_model = None  # TRL keeps one that it was given, and needs it no more
 
     def _pairs(self, ds: Dataset, name: str, tokenizer: FlatTokenizer, config: MusicRLConfig, path: Path) -> Dataset:
         missing = [column for column in ("prompt", *CODE_COLUMNS) if column not in ds.column_names]
@@ -197,9 +203,12 @@ class DPOJob(TrainingJob):
 
     preferences: str = field(metadata={"help": "preference data set: folder or Hub id"})
     beta: float = option(0.1, "strength of the pull to the reference")
-    loss_type: str = option("sigmoid", "TRL's name of the loss: sigmoid, ipo, hinge, ...")
+    loss_type: str = option("sigmoid", f"TRL's name of the loss: {', '.join(LOSSES)}")
     label_smoothing: float = option(0.0, "probability that a vote is wrong, for the losses that know it, in [0, 0.5)")
-    precompute_ref_log_probs: bool = option(False, "score all pairs with the reference first, then drop it from memory")
+    precompute_ref_log_probs: bool = option(
+        False,
+        "score all pairs with the reference first, then drop it from memory (with LoRA a ref_model of its own stays)",
+    )
     test_share: float = option(0.0, "share of the prompts that is kept out and evaluated at the end, in [0, 1)")
     min_seconds: float | None = option(None, "leave out votes of listeners who heard less of a clip, in seconds")
     codes_dir: str | None = option(None, "cache of the clips' codes; none for output_dir/codes")
@@ -212,6 +221,10 @@ class DPOJob(TrainingJob):
             raise ValueError(f"`test_share` must lie in [0, 1), got {self.test_share!r}.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"`label_smoothing` must lie in [0, 0.5), got {self.label_smoothing!r}.")
+        if self.loss_type not in LOSSES:
+            raise ValueError(f"`loss_type` must be one of {', '.join(LOSSES)}, got {self.loss_type!r}.")
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("`loss_type` = 'exo_pair' needs a `label_smoothing` above 0, such as 0.001; got 0.")
 
     def trainer_config(self) -> MusicDPOConfig:
         """The trainer's arguments for this job."""

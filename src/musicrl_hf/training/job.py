@@ -75,6 +75,10 @@ class TrainingJob:
         for name, least in at_least.items():
             if vars(self)[name] < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {vars(self)[name]!r}.")
+        if self.save_total_limit is not None and self.save_total_limit < 0:
+            raise ValueError(
+                f"`save_total_limit` must be at least 0, got {self.save_total_limit!r}; none or 0 keeps all."
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate!r}.")
 

@@ -17,12 +17,23 @@ from ..audio import MAX_DURATION_S
 from ..flat import FlatMusicRLForCausalLM, check_sampled_is_scored, unflatten_codes
 from ..generator import MusicRLForConditionalGeneration
 from ..rewards import CombinedReward, Reward, load_rewards
-from ..rewards.combine import move_reward
+from ..rewards.combine import NORMALISE, compares_clips, move_reward, split_specs
 from ..rewards.contract import ask_reward, check_scores
 from .callbacks import SampleWriter
 from .job import BF16_HELP, NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
 from .processes import combine_over_processes
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
+
+GRPO_LOSSES = (
+    "grpo",
+    "bnpo",
+    "dr_grpo",
+    "dapo",
+    "cispo",
+    "sapo",
+    "vespo",
+)  # TRL's that take an importance ratio a token
+SCALES = ("group", "batch", "none")
 
 
 class ClipReward:
@@ -65,6 +76,10 @@ class Rollouts:
         self.generator = generator
         self._ids: list[list[int]] | None = None
         self._audio: Tensor | None = None
+
+    def forget(self) -> None:
+        """Let go of the last sound: it is not held while the policy is updated."""
+        self._ids = self._audio = None
 
     def audio(self, completion_ids: list[list[int]]) -> Tensor:
         """Sound [B, C, T] of flat ids [B][K * F]."""
@@ -180,15 +195,17 @@ class RolloutTrainer(FlatTrainer):
                 f"step (generation batch of {args.generation_batch_size} / {args.num_generations} clips a prompt); got "
                 f"{len(train_dataset)} rows of {', '.join(train_dataset.column_names)}."
             )
+        if any(map(compares_clips, rewards)):
+            check_groups(args.per_device_train_batch_size * int(args.steps_per_generation or 1), args.num_generations)
         model = prepare_generator(model)
         flat = flat_of(model)
         anchor = prepare_reference(ref_model, flat)
         args.max_completion_length = flat.config.num_codebooks * flat.frames_for(args.duration_s)
-        rollouts = Rollouts(flat)
+        self._rollouts = Rollouts(flat)
         self.build(
             model,
             anchor,
-            reward_funcs=[ClipReward(reward, rollouts) for reward in rewards],
+            reward_funcs=[ClipReward(reward, self._rollouts) for reward in rewards],
             args=args,
             train_dataset=train_dataset,
             callbacks=callbacks,
@@ -203,10 +220,30 @@ class RolloutTrainer(FlatTrainer):
             anchor.scoring_temperature = args.temperature
             self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Sampled in the precision in which clips are scored: by the policy that is trained."""
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        self._rollouts.forget()
+        return rewards
+
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)  # type: ignore[misc]
         return EpochSampler(
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
+        )
+
+
+def check_groups(clips: int, num_generations: int) -> None:
+    """ValueError where a reward that compares the clips of a prompt would not hear them together, of `clips` on each process."""
+    if clips % num_generations:
+        raise ValueError(
+            f"`reward` compares the clips of a prompt, as variety does: `num_generations` = {num_generations} must divide the "
+            f"{clips} clips of a step on each process (`per_device_train_batch_size` x `gradient_accumulation_steps`), which are "
+            "scored at once."
         )
 
 
@@ -245,14 +282,19 @@ class RolloutJob(TrainingJob):
             raise ValueError("`reward` is empty; name at least one, such as adherence.")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature!r}.")
-        clips = (
-            self.per_device_train_batch_size * self.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
-        )
+        if self.normalise not in NORMALISE:
+            raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
+        if self.sample_steps < 0:
+            raise ValueError(f"`sample_steps` must be at least 0, got {self.sample_steps!r}.")
+        of_a_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        clips = of_a_process * int(os.environ.get("WORLD_SIZE", 1))
         if self.num_generations < 2 or clips % self.num_generations:
             raise ValueError(
                 f"`num_generations` = {self.num_generations} must be at least 2 and divide the {clips} clips of a step "
                 "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes)."
             )
+        if "variety" in split_specs(self.reward):
+            check_groups(of_a_process, self.num_generations)
         if self.num_iterations < 1 or self.save_steps % self.num_iterations:
             raise ValueError(
                 f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
@@ -290,6 +332,13 @@ class GRPOJob(RolloutJob):
     beta: float = option(0.04, "weight of the KL to the reference, a code")
     loss_type: str = option("dapo", "TRL's name of the loss: dapo, grpo, dr_grpo, ...")
     scale_rewards: str = option("group", "divide advantages by the deviation of the group, the batch, or none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_type not in GRPO_LOSSES:
+            raise ValueError(f"`loss_type` must be one of {', '.join(GRPO_LOSSES)}, got {self.loss_type!r}.")
+        if self.scale_rewards not in SCALES:
+            raise ValueError(f"`scale_rewards` must be one of {', '.join(SCALES)}, got {self.scale_rewards!r}.")
 
     def trainer_config(self) -> MusicGRPOConfig:
         """The trainer's arguments for this job."""

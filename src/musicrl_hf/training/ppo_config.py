@@ -1,5 +1,6 @@
 """Settings of RL fine-tuning: the algorithm's own (`PPOSettings`), the trainer's, and the flat job that a YAML file fills."""
 
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -135,6 +136,16 @@ class PPOSettings:
                 "set on each process at once; set it lower, to half of them or less, or score_in_background to False."
             )
 
+    def check_enough(self, clips: int, normalise: str = "none") -> None:
+        """ValueError where one clip is set against the others of a set, of `clips` on all processes, and there are none."""
+        compared = ["`objective` = 'ppo'"] if self.objective == "ppo" else []
+        compared += [f"`normalise` = {normalise!r}"] if normalise != "none" else []
+        if clips < 2 and compared:
+            raise ValueError(
+                f"{' and '.join(compared)} set a clip against the others of its set, which is of one clip and teaches nothing "
+                "so: set `per_device_train_batch_size` or `gradient_accumulation_steps` to 2 or more."
+            )
+
     def check_groups(self, clips: int) -> None:
         """ValueError where a reward that compares the clips of a prompt would not hear them together, of `clips` of a set."""
         heard, of_a_prompt = self.local_rollout_forward_batch_size, self.num_generations
@@ -174,6 +185,7 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
             raise ValueError(f"`max_steps` must be at least 1 optimiser step, got {self.max_steps!r}.")
         self.check_multiple("max_steps", self.max_steps)
         self.check_clips(self.clips_per_rollout)
+        self.check_enough(self.clips_per_rollout * self.world_size)
         if self.save_strategy != "no":
             self.check_multiple("save_steps", self.save_steps)
         _ = self.rewards_at  # a device that is not there is known before anything is loaded
@@ -228,9 +240,9 @@ class PPOJob(PPOSettings, TrainingJob):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_settings()
-        for name in ("eval_steps", "sample_steps"):
-            if vars(self)[name] < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
+        for name, least in {"eval_steps": 0, "sample_steps": 0, "per_device_eval_batch_size": 1}.items():
+            if vars(self)[name] < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {vars(self)[name]!r}.")
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
         if self.max_kl is not None and self.ref_guidance_scale > 1:
@@ -267,6 +279,7 @@ class PPOJob(PPOSettings, TrainingJob):
         self.check_multiple("max_steps", self.max_steps)
         self.check_multiple("save_steps", self.save_steps)
         self.check_clips(clips)
+        self.check_enough(clips * int(os.environ.get("WORLD_SIZE", 1)), self.normalise)
 
     def _check_guard(self) -> None:
         if self.guard_patience < 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..generator import MusicRLForConditionalGeneration
 from ..rewards import CombinedReward, Reward, check_reward_inputs
-from ..rewards.combine import components_of
+from ..rewards.combine import joined
 from ..rewards.contract import ask_reward, late_answer
 from .ppo_config import MusicPPOConfig
 from .processes import combine_over_processes
@@ -41,6 +41,8 @@ class ClipScorer:
     ) -> None:
         self.generator, self.reward, self.args, self.seconds = generator, reward, args, seconds
         self.combined = reward if isinstance(reward, CombinedReward) else None
+        if self.combined:
+            args.check_enough(args.clips_per_rollout * args.world_size, self.combined.normalise)
         parts, timeout_s = (self.combined.rewards, self.combined.timeout_s) if self.combined else ({}, 0.0)
         # What is also trained on is scored once.
         self._watched_parts = [name for name, part in watch.items() if parts.get(name) is part]
@@ -61,21 +63,26 @@ class ClipScorer:
                 the clips of a call (the weighted sum remains), which would make any two evaluations alike.
         """
         size = self.args.local_rollout_forward_batch_size
-        with self.seconds.of("decode"):
-            chunks = [self.decode(prompts[i : i + size], codes[i : i + size]) for i in range(0, len(prompts), size)]
-        with self.seconds.of("score"):
-            if self.combined is None:
-                scores = torch.cat([ask_reward(self.reward, *chunk) for chunk in chunks])
-                components = {}
-            else:
-                components = components_of(self.combined, chunks)
-                plain = CombinedReward(self.combined.rewards, self.combined.weights)
-                scores = plain.combine(components) if evaluating else combine_over_processes(self.combined, components)
+        heard: list[dict[str, Tensor]] = []
+        watched: list[dict[str, Tensor]] = []
+        for i in range(0, len(prompts), size):  # the sound of a chunk is let go before the next is decoded
+            with self.seconds.of("decode"):
+                chunk = self.decode(prompts[i : i + size], codes[i : i + size])
+            with self.seconds.of("score"):
+                reward = self.combined
+                heard.append(reward.components(*chunk) if reward else {"reward": ask_reward(self.reward, *chunk)})
+                if evaluating and self._watch is not None:
+                    watched.append(self._watch.components(*chunk))
+        components, others = joined(heard), joined(watched)
+        if self.combined is None:
+            scores = components.pop("reward")
+        else:
+            plain = CombinedReward(self.combined.rewards, self.combined.weights)
+            scores = plain.combine(components) if evaluating else combine_over_processes(self.combined, components)
         means = {f"reward/{name}": values.mean() for name, values in components.items()}
         if evaluating:
-            watched = {name: components[name] for name in self._watched_parts}
-            watched |= components_of(self._watch, chunks) if self._watch is not None else {}
-            means |= {f"watch/{name}": values.mean() for name, values in watched.items()}
+            others |= {name: components[name] for name in self._watched_parts}
+            means |= {f"watch/{name}": values.mean() for name, values in others.items()}
         return scores.to(codes.device), means
 
 
@@ -142,7 +149,7 @@ class BackgroundScoring:
         """
         with self._scorer.seconds.of("score"):
             chunks = [{name: self._answer(name, clips) for name in self._rewards} for clips in self._sizes]
-            components = {name: torch.cat([chunk[name] for chunk in chunks]) for name in self._rewards}
+            components = joined(chunks)
             combined, device = self._scorer.combined, self._scorer.generator.device
             if combined is None:
                 return components["reward"].to(device), {}

@@ -119,10 +119,11 @@ class RewardJob:
             )
         if self.from_scratch and self.lora_r:
             raise ValueError("`lora_r` adapts trained weights, and `from_scratch` has none; set one of them only.")
-        for name in ("lora_r", "warmup_steps", "save_steps", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("lora_r", "warmup_steps", "save_steps", "weight_decay", "save_total_limit"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
-        for name in ("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "head_size"):
+        batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+        for name in ("max_steps", *batches, "head_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
         if not self.crop_s > 0:
@@ -315,7 +316,8 @@ def run_reward(job: RewardJob) -> Path:
     kept, counts = {}, {}
     for side, rows in split.items():
         keep_ties = side == "train" and job.ties == "half"
-        kept[side], counts[side] = decided_pairs(rows, job.min_seconds, keep_ties)
+        called = {"train": "rows to train on", "test": "held-out rows (a `test_share` holds out more)"}[side]
+        kept[side], counts[side] = decided_pairs(rows, job.min_seconds, keep_ties, called)
     reached = {}
     if PartialState().is_main_process:  # before the training, so that a reward that fails costs none
         for label, load in baselines.items():
@@ -392,9 +394,7 @@ def _lora(job: RewardJob) -> LoraConfig:
 def _save(model: PreferenceModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # the trainer's, of the flat vocabulary
         setattr(model.config, name, None)
-    with tempfile.TemporaryDirectory(
-        prefix=ASIDE, dir=folder
-    ) as scratch:  # each file appears whole, beside checkpoints and metrics
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as scratch:  # each file appears whole
         model.save_pretrained(scratch, state_dict=weights)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from transformers import MusicgenForConditionalGeneration, TrainingArguments
 
@@ -122,6 +123,13 @@ def flat_of(model: FlatMusicRLForCausalLM | PeftModel) -> FlatMusicRLForCausalLM
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def copy_of(flat: FlatMusicRLForCausalLM) -> FlatMusicRLForCausalLM:
+    """A copy that is trained no more; what training leaves alone is shared, but where each model's weights are shared out."""
+    sharded = parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    frozen = () if sharded else (flat.text_encoder, flat.audio_encoder, flat.tokenizer)
+    return copy.deepcopy(flat, {id(part): part for part in frozen})
+
+
 class PlainOutputs(WholeCheckpoints):
     """Mixin for TRL's trainers: no ping, no card for chat models, no pickle beside the weights, and whole checkpoints."""
 
@@ -194,7 +202,7 @@ class FlatTrainer(PlainOutputs):
             anchor: from `prepare_reference`; None hands over a copy of the model where TRL wants a reference.
         """
         flat = flat_of(model)
-        with native_scoring(self.trl_module, lambda: anchor or copy.deepcopy(flat)):
+        with native_scoring(self.trl_module, lambda: anchor or copy_of(flat)):
             super().__init__(model=model, processing_class=FlatTokenizer.for_generator(flat), **kwargs)  # type: ignore[call-arg]
         flat.restore_audio_token_ids()
 

@@ -57,7 +57,7 @@ class ClipSequences:
     def of_rows(self, ds: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         """Sequences of the chosen and the rejected clip of each row, one row after the other."""
         read = clip_reader(self._encoded(ds))
-        for row in tqdm(ds, desc="making sequences", unit="pair", leave=False, disable=len(ds) < 500):
+        for row in tqdm(ds, desc="making sequences", unit="pair", leave=False, disable=len(ds) < 500 or None):
             chosen, rejected = (
                 self._sequence(row["prompt"], clip_hash(row[side]["bytes"]), read) for side in AUDIO_COLUMNS
             )
@@ -83,7 +83,7 @@ class ClipSequences:
         known = read_index(self.folder)
         fresh: dict[str, Tensor] = {}
         waiting: dict[tuple, dict[str, tuple[Tensor, str]]] = defaultdict(dict)  # by what a batch has to share
-        for number, row in enumerate(tqdm(ds, desc="encoding clips", unit="pair", leave=False)):
+        for number, row in enumerate(tqdm(ds, desc="encoding clips", unit="pair", leave=False, disable=None)):
             for side in AUDIO_COLUMNS:
                 key = clip_hash(row[side]["bytes"])
                 if key in known or key in fresh or any(key in clips for clips in waiting.values()):

@@ -7,7 +7,7 @@ brings them to one loudness, writes the rows and counts what was left out.
 from .comparisons import import_aime, import_cmi_pref, import_music_arena, import_musicprefs
 from .folder import import_folder
 from .ratings import RatedClip, import_musiceval, import_songeval, read_musiceval, read_songeval
-from .votes import VOTE_COLUMNS, has_prompts, import_battles, read_votes, vote_columns
+from .votes import VOTE_COLUMNS, has_prompts, import_battles, read_votes, table_of, vote_columns
 from .writing import ClipOptions, ImportResult
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "read_musiceval",
     "read_songeval",
     "read_votes",
+    "table_of",
     "vote_columns",
 ]

@@ -53,7 +53,7 @@ def read_votes(path: str | Path) -> list[Vote]:
         FileNotFoundError: if there is no such file, or the folder holds no preferences.
         ValueError: for a missing column, an unknown preference or a system against itself, naming the row.
     """
-    path = Path(path)
+    path = table_of(path)
     if path.is_dir():
         return _votes_of_preferences(path)
     if not path.is_file():
@@ -74,9 +74,17 @@ def read_votes(path: str | Path) -> list[Vote]:
     return votes
 
 
+def table_of(path: str | Path) -> Path:
+    """The table in a folder that holds `votes.csv` and no preferences, as `musicrl import battles` leaves it; else the path itself."""
+    path = Path(path)
+    alone = path.is_dir() and (path / "votes.csv").is_file() and not any(path.glob("data/*.parquet"))
+    return path / "votes.csv" if alone else path
+
+
 def has_prompts(path: str | Path) -> bool:
     """Whether the votes that `read_votes` reads there name prompts, so that those on one prompt are counted together."""
-    return Path(path).is_dir() or "prompt" in read_text_table(Path(path), str(path))[0].values
+    path = table_of(path)
+    return path.is_dir() or "prompt" in read_text_table(path, str(path))[0].values
 
 
 def _votes_of_preferences(folder: Path) -> list[Vote]:
