@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 from sqlalchemy import select
-from stores import add_pair, join, open_desk
+from stores import add_pair, hear_and_vote, join, open_desk
 
 from musicrl_hf.collect import tables
 from musicrl_hf.collect.leaderboard import LEAST_LISTENERS, LEAST_VOTES, Leaderboard, votes_in_store
@@ -89,10 +89,12 @@ def test_two_generators_that_few_compared_are_left_out(store, clock):
     assert "60 votes of 3 listeners." in before
     add_pair(store, "one more", models=("newcomer", POOR))
     curious = [join(desk)[1] for _ in range(LEAST_LISTENERS)]
-    prefer(desk, clock, curious[0], 7)
+    for seed, listener in enumerate(curious):
+        assert board.html() == before  # what one or two listeners say alone moves nothing, however much it is
+        prefer(desk, clock, listener, seed)
     shown = board.html()
     assert "newcomer" not in shown
-    assert "80 votes of 4 listeners; left out: 1 on pairs of generators with fewer than 20 votes" in shown
+    assert "120 votes of 6 listeners; left out: 3 on pairs of generators with fewer than 20 votes" in shown
     for number in range(LEAST_VOTES):  # twenty votes, but of one listener
         add_pair(store, f"another {number}", models=("newcomer", POOR))
     prefer(desk, clock, curious[0], 8)
@@ -101,6 +103,23 @@ def test_two_generators_that_few_compared_are_left_out(store, clock):
         prefer(desk, clock, listener, seed)
     assert "newcomer" in board.html()
     assert "left out" not in board.html()
+
+
+def test_two_looks_around_a_vote_show_the_same(store, clock):
+    """Whoever sees the table change by one vote knows what it was, also where a withdrawal has it counted again."""
+    desk = open_desk(store, clock, raters=99, votes_per_minute=1000)
+    for number in range(LEAST_VOTES):
+        add_pair(store, f"prompt {number}", models=(GOOD, POOR))
+    people = [join(desk) for _ in range(LEAST_LISTENERS + 1)]
+    for seed, (_, listener) in enumerate(people):
+        prefer(desk, clock, listener, seed)
+    board = Leaderboard(store, fresh_s=0)
+    assert "80 votes of 4 listeners." in board.html()
+    add_pair(store, "one more", models=(GOOD, POOR))
+    hear_and_vote(desk, clock, people[0][1])
+    assert "80 votes of 4 listeners." in board.html()
+    desk.withdraw(people[1][0])
+    assert "60 votes of 3 listeners." in board.html()
 
 
 def test_who_withdraws_is_out_of_the_ranking_at_once(store, clock):

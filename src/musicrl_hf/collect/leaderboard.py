@@ -1,11 +1,12 @@
 """The ranking on the page: win rates, Bradley-Terry strengths and ratings of the votes so far."""
 
+import math
 import threading
 import time
 from collections.abc import Sequence
 from html import escape
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from ..evaluation.counting import count_votes
 from ..evaluation.page import render_standings
@@ -19,12 +20,13 @@ Rated = tuple[Vote, list[Rating]]  # a vote and, in a study, what its two clips 
 
 LEAST_VOTES = 20  # of two generators: below them a ranking says nothing, and would tell what single listeners chose
 LEAST_LISTENERS = 3
+LEAST_NEW = 10  # votes, of so many listeners: two counts around a single one would tell what was chosen
 _FRESH_S = 60.0
 
 
 class Leaderboard:
-    """Counts the votes of a store, at most once a minute: who asks in between gets the last count, unless it holds the votes
-    of somebody who has withdrawn since, on whichever machine.
+    """Counts the votes of a store, at most once a minute, and only once there are `LEAST_NEW` more of several listeners: who asks
+    in between gets the last count, less the votes of those who have withdrawn since, on whichever machine.
 
     Args:
         store: of the collection.
@@ -36,19 +38,25 @@ class Leaderboard:
         self._lock = threading.Lock()
         self._shown, self._until = "", 0.0
         self._withdrawal: str | None = None  # the last one before the count
+        self._counted_to = 0.0  # when the newest of its votes was given
 
     def html(self) -> str:
         """The ranking as a fragment of a page; names are escaped."""
         with self._lock:
             with self.store.read() as connection:
                 withdrawal = connection.scalar(select(settings.c.value).where(settings.c.name == LAST_WITHDRAWAL))
-            if time.monotonic() >= self._until or withdrawal != self._withdrawal:
+                since = select(func.count(), func.count(votes.c.listener.distinct()), func.max(votes.c.voted_at))
+                new, people, newest = connection.execute(since.where(votes.c.voted_at > self._counted_to)).one()
+            is_due = time.monotonic() >= self._until
+            if is_due and new >= LEAST_NEW and people >= LEAST_LISTENERS:
+                self._counted_to = newest
+            if is_due or withdrawal != self._withdrawal:
                 self._shown = self._count()
                 self._until, self._withdrawal = time.monotonic() + self.fresh_s, withdrawal
             return self._shown
 
     def _count(self) -> str:
-        there = votes_in_store(self.store)
+        there = votes_in_store(self.store, self._counted_to)
         shown = _often_compared(there)
         if not shown:
             return (
@@ -84,8 +92,8 @@ def _often_compared(votes: Sequence[Rated]) -> list[Rated]:
     return [(vote, ratings) for vote, ratings in votes if frozenset((vote.model_a, vote.model_b)) in kept]
 
 
-def votes_in_store(store: VoteStore) -> list[Rated]:
-    """The votes between two generators, each with its ratings in a study, without the checks of attention."""
+def votes_in_store(store: VoteStore, until: float = math.inf) -> list[Rated]:
+    """The votes between two generators, given up to `until`, each with its ratings in a study, without the checks of attention."""
     first, second = clips.alias(), clips.alias()
     tables = (
         votes.join(deals, votes.c.deal == deals.c.id)
@@ -95,6 +103,8 @@ def votes_in_store(store: VoteStore) -> list[Rated]:
     )
     columns = (votes, deals.c.swapped, pairs.c.prompt, first.c.model.label("one"), second.c.model.label("other"))
     wanted = select(*columns).select_from(tables).where(pairs.c.kind == "pair", first.c.model != second.c.model)
+    if until < math.inf:
+        wanted = wanted.where(votes.c.voted_at <= until)
     found: list[Rated] = []
     with store.read() as connection:
         for row in connection.execute(wanted.order_by(votes.c.voted_at, votes.c.deal)):

@@ -37,8 +37,8 @@ def split_by_prompt(ds: Dataset, test_share: float = 0.1, seed: int = 0) -> Data
 def side_of_prompt(prompt: str, test_share: float = 0.1, seed: int = 0) -> str:
     """The side, "train" or "test", of a prompt in a data set that is published again as it grows.
 
-    It follows from the prompt's own text and the seed only, so that what was once held out never enters `train`; of a few
-    prompts none may be in `test`.
+    It follows from the prompt's own text and the seed only, so that what was once held out does not enter `train` later; of a
+    few prompts none may be in `test`, and where all are, an export has no `test` and trains on them.
     """
     return (
         "test" if int.from_bytes(_digest(normalise_prompt(prompt), seed)[:8], "big") < test_share * 2**64 else "train"
