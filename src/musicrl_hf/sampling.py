@@ -51,9 +51,7 @@ def likeliest_codes(logits: Tensor) -> Tensor:
     """The likeliest code of each codebook, from logits [B, K, V]: ids [B, K]."""
     if logits.device.type != "cpu":
         return logits.argmax(-1)
-    return torch.from_numpy(
-        logits.numpy().argmax(-1)
-    )  # NumPy's has vector instructions: 5 to 30 times as fast as torch's
+    return torch.from_numpy(logits.numpy().argmax(-1))  # by vector instructions: 5 to 30 times as fast as torch's
 
 
 def precision_on(device: torch.device) -> torch.dtype:

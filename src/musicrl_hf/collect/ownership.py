@@ -49,11 +49,8 @@ def check_push(repo_id: str, collection: str) -> None:
     api = HfApi(library_name="musicrl_hf")
     with TemporaryDirectory(prefix="musicrl-push-") as scratch:
         with hub_errors(api, repo_id):
-            there = (
-                api.list_repo_files(repo_id, repo_type="dataset")
-                if api.repo_exists(repo_id, repo_type="dataset")
-                else []
-            )
+            is_there = api.repo_exists(repo_id, repo_type="dataset")
+            there = api.list_repo_files(repo_id, repo_type="dataset") if is_there else []
             if COLLECTION_FILE not in there:
                 if any(name.startswith("data/") and name.endswith(".parquet") for name in there):
                     raise ValueError(

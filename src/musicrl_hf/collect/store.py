@@ -212,10 +212,9 @@ class VoteStore:
 def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
     if "://" not in where:
         folder = Path(where).expanduser()
-        url = URL.create(
-            "sqlite", database=str(folder / DATABASE_FILE)
-        )  # a folder's name may hold what a URL would read
-        return url.render_as_string(), Path(clip_folder or folder / CLIP_FOLDER).expanduser()
+        # Not put together as text: a folder's name may hold what a URL would read.
+        address = URL.create("sqlite", database=str(folder / DATABASE_FILE)).render_as_string()
+        return address, Path(clip_folder or folder / CLIP_FOLDER).expanduser()
     try:
         url = make_url(where)
     except ArgumentError as error:
@@ -229,9 +228,8 @@ def _locate(where: str, clip_folder: str | Path | None) -> tuple[str, Path]:
         raise ValueError(f"store {where!r} is {kind}: give a folder, sqlite:///FILE or postgresql://USER@HOST/NAME")
     if clip_folder is None:
         raise ValueError("clips is not given: with PostgreSQL, name a folder that all machines see")
-    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False), Path(
-        clip_folder
-    ).expanduser()
+    address = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    return address, Path(clip_folder).expanduser()
 
 
 def _check_new(folder: Path, name: str) -> None:

@@ -21,9 +21,7 @@ from ..preferences.schema import Vote, normalise_prompt
 
 CONFIDENCE = 0.95
 N_BOOTSTRAP = 2000
-_prompt = lru_cache(2**16)(
-    normalise_prompt
-)  # two spellings of a prompt are one prompt, also where its votes are drawn anew
+_prompt = lru_cache(2**16)(normalise_prompt)  # two spellings are one prompt, also where votes are drawn anew
 
 
 @dataclass(frozen=True)

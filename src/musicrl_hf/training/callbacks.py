@@ -103,9 +103,8 @@ class SampleWriter(TrainerCallback):
         random = torch.Generator(self.generator.device).manual_seed(self.seed)
         frames, rate = self.generator.frames_for(self.duration_s), self.generator.sampling_rate
         text = self.generator.text_inputs(self.prompts)
-        with torch.autocast(
-            self.generator.device.type, torch.bfloat16, enabled=args.bf16
-        ):  # as clips are sampled to learn from
+        device = self.generator.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=args.bf16):  # as clips are sampled to learn from
             codes = self.generator.sample_codes(*text, frames, temperature=self.temperature, generator=random)
         clips = self.generator.decode_codes(codes, round(self.duration_s * rate))
         folder = Path(str(args.output_dir)) / "samples" / f"step_{state.global_step}"

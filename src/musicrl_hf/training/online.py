@@ -24,15 +24,8 @@ from .job import BF16_HELP, NORMALISE_HELP, TrainingJob, option, read_prompts, r
 from .processes import combine_over_processes
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
-GRPO_LOSSES = (
-    "grpo",
-    "bnpo",
-    "dr_grpo",
-    "dapo",
-    "cispo",
-    "sapo",
-    "vespo",
-)  # TRL's that take an importance ratio a token
+# TRL's that take an importance ratio a token
+GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo")
 SCALES = ("group", "batch", "none")
 
 
