@@ -368,6 +368,11 @@ def test_only_the_warning_about_musicgens_own_pad_is_dropped(caplog):
     assert [record.getMessage().split("got ")[1] for record in caplog.records] == ["2049. Hm.", "-1. Hm."]
 
 
+def test_one_prompt_a_clip_is_asked_for():
+    with pytest.raises(ValueError, match="`prompts` holds 2 texts for 1 clips"):
+        tiny_generator().step_logprobs(torch.zeros(1, 4, 3, dtype=torch.long), ["slow piano", "drums"])
+
+
 def test_text_config_is_answered():
     config = tiny_generator().config
     assert config.get_text_config() is config

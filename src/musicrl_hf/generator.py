@@ -183,15 +183,13 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
     def check_codes(self, codes: Tensor, name: str = "codes") -> None:
         """ValueError unless `codes` is integer [B, K, F] with this model's K and ids in [0, V] (V pads a clip's end)."""
         expected, size = self.config.num_codebooks, self.config.codebook_size
+        remedy = "encode the clips with this generator's own codec"
         if codes.dim() != 3 or codes.shape[1] != expected or codes.is_floating_point() or codes.numel() == 0:
+            found = f"{codes.dtype} of shape {tuple(codes.shape)}"
+            raise ValueError(f"`{name}` must be integers [B, {expected}, F], got {found}; {remedy}.")
+        if codes.min() < 0 or codes.max() > size:
             raise ValueError(
-                f"`{name}` must be integers [B, {expected}, F], got {codes.dtype} of shape {tuple(codes.shape)}; encode "
-                "the clips with this generator's own codec."
-            )
-        if int(codes.min()) < 0 or int(codes.max()) > size:
-            raise ValueError(
-                f"`{name}` must lie in [0, {size}] ({size} pads), got {int(codes.min())} to {int(codes.max())}; encode "
-                "the clips with this generator's own codec."
+                f"`{name}` must lie in [0, {size}] ({size} pads), got {codes.min()} to {codes.max()}; {remedy}."
             )
 
     def decoder_hidden(self, codes: Tensor, text_states: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,6 +249,8 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
     def step_logprobs(self, codes: Tensor, prompts: Sequence[str], temperature: float = 1.0) -> Tensor:
         """Log-probability of each decoder step [B, S]: its K codes together, pads of the delay pattern left out."""
         self.check_codes(codes)
+        if len(prompts) != len(codes):
+            raise ValueError(f"`prompts` holds {len(prompts)} texts for {len(codes)} clips; give one prompt a clip.")
         return self.score_codes(codes, *self.text_inputs(prompts), temperature).logprobs.sum(1)
 
     # -- sampling ------------------------------------------------------------------------------------------------

@@ -252,10 +252,13 @@ def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker", listening: "so
     """Serve the page, with what makes its pairs and what exports its votes beside it."""
     import signal
 
+    from sqlalchemy import select
+
     from .leaderboard import Leaderboard
     from .pool import PairPool
     from .server import serve_on
     from .service import ListeningService
+    from .tables import votes
 
     store, publisher = desk.store, _publisher(job, desk.store)
     pool = PairPool(desk, maker, ahead=job.ahead)
@@ -272,6 +275,9 @@ def _open_page(job: CollectJob, desk: "Desk", maker: "PairMaker", listening: "so
         pool.stop()
         if publisher is not None:
             publisher.stop()
+    with store.read() as connection:
+        if connection.scalar(select(votes.c.deal).limit(1)) is None:
+            return f"nothing but pairs to {store.name}: nobody has voted yet"
     return f"the votes to {store.name}; `musicrl export` makes a data set of them"
 
 
