@@ -399,7 +399,7 @@ def test_bad_options_name_the_field(options, message):
 def test_nothing_to_train_on_is_said(tmp_path, generator_folder):
     made = [row | {"preference": "tie"} for row in rows(8, SAMPLING_RATE, 0.4)]
     save_preferences(preferences_from_rows(made), tmp_path / "prefs")
-    with pytest.raises(ValueError, match="none of the .* rows has a winner"):
+    with pytest.raises(ValueError, match="none of the .* rows to train on has a winner"):
         run_reward(generator_job(str(tmp_path / "prefs"), generator_folder, tmp_path / "out", test_share=0.5))
 
 

@@ -63,17 +63,9 @@ class ClipScorer:
                 the clips of a call (the weighted sum remains), which would make any two evaluations alike.
         """
         size = self.args.local_rollout_forward_batch_size
-        heard: list[dict[str, Tensor]] = []
-        watched: list[dict[str, Tensor]] = []
-        for i in range(0, len(prompts), size):  # the sound of a chunk is let go before the next is decoded
-            with self.seconds.of("decode"):
-                chunk = self.decode(prompts[i : i + size], codes[i : i + size])
-            with self.seconds.of("score"):
-                reward = self.combined
-                heard.append(reward.components(*chunk) if reward else {"reward": ask_reward(self.reward, *chunk)})
-                if evaluating and self._watch is not None:
-                    watched.append(self._watch.components(*chunk))
-        components, others = joined(heard), joined(watched)
+        starts = range(0, len(prompts), size)
+        heard = [self._hear(prompts[i : i + size], codes[i : i + size], evaluating) for i in starts]
+        components, others = joined([asked for asked, _ in heard]), joined([watched for _, watched in heard])
         if self.combined is None:
             scores = components.pop("reward")
         else:
@@ -84,6 +76,16 @@ class ClipScorer:
             others |= {name: components[name] for name in self._watched_parts}
             means |= {f"watch/{name}": values.mean() for name, values in others.items()}
         return scores.to(codes.device), means
+
+    def _hear(self, prompts: list[str], codes: Tensor, evaluating: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is said of one chunk by the reward, or each part of it, and by what is watched; its sound is let go with that."""
+        with self.seconds.of("decode"):
+            chunk = self.decode(prompts, codes)
+        with self.seconds.of("score"):
+            combined = self.combined
+            asked = combined.components(*chunk) if combined else {"reward": ask_reward(self.reward, *chunk)}
+            watched = self._watch.components(*chunk) if evaluating and self._watch is not None else {}
+        return asked, watched
 
 
 class BackgroundScoring:
