@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -32,6 +33,14 @@ def recipe(monkeypatch):
     """Imports a module of that folder by name, as a script in it does."""
     monkeypatch.syspath_prepend(PAPER)
     return importlib.import_module
+
+
+@pytest.mark.parametrize("script", ["gather", "run"])
+def test_a_script_finds_what_it_imports(script):
+    """Beside ../run.py and ../publish.py, which have the names of scripts here."""
+    told = subprocess.run([sys.executable, PAPER / f"{script}.py", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert told.returncode == 0, told.stderr
+    assert "--work" in told.stdout
 
 
 @pytest.mark.parametrize("size", ["full", "tiny"])

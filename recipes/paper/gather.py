@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from guided import AGAIN, ROUNDS, SEEDS
+from parts import PLANS
 from plan import OTHER, PANEL, Sizes
-from run import PLANS
 
 from musicrl_hf import load_generator
 from musicrl_hf.audio import atomic_path
@@ -307,7 +307,7 @@ def loop(work: Path) -> dict[str, Any]:
         "hardware": made["hardware"],
         **compared(folders),
         "rewards": {"by_seed": rewards_by_seed(work, folders)},
-        "judged": json.loads(judged.read_text()) if judged.exists() else {},
+        **({"judged": json.loads(judged.read_text())} if judged.exists() else {}),
     }
 
 
@@ -338,7 +338,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=OUT, help="results/paper.json by default")
     args = parser.parse_args()
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.part else {"paper": PAPER}
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.part else {"judged": {}, "paper": PAPER}
     runs, rewards = found.pop("runs", {}), found.pop("rewards", {})
     for gather in dict.fromkeys(GATHERED[part] for part in args.part or GATHERED):
         gathered = gather(args.work)

@@ -17,21 +17,12 @@ import sys
 import time
 from pathlib import Path
 
-from guided import guided
-from larger import larger
-from plan import TINY, Run, Sizes, ablations, aligned, curves, limits, methods, second_round
+from parts import PLANS
+from plan import TINY, Run, Sizes, aligned, second_round
 
 from musicrl_hf.audio import atomic_path
 
-PARTS = ("align", "second", "methods", "rewards", "curves", "limits", "larger", "guided")
-PLANS = {
-    "methods": methods,
-    "rewards": ablations,
-    "curves": curves,
-    "limits": limits,
-    "larger": larger,
-    "guided": guided,
-}  # of the first seed
+PARTS = ("align", "second", *PLANS)
 
 
 def execute(run: Run, work: Path, threads: int) -> None:
