@@ -17,12 +17,13 @@ from torch import nn
 from transformers import MusicgenForConditionalGeneration
 from trl import DPOTrainer
 from trl.trainer import base_trainer, dpo_trainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from musicrl_hf.audio import audio_bytes
 from musicrl_hf.flat import FlatMusicRLForCausalLM, FlatTokenizer
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
-from musicrl_hf.training.dpo import LOSSES, DPOJob, MusicDPOConfig, MusicDPOTrainer, flat_pairs, run_dpo
+from musicrl_hf.training.dpo import LOSSES, DPOJob, MusicDPOConfig, MusicDPOTrainer, PairCollator, flat_pairs, run_dpo
 from musicrl_hf.training.ppo_policy import LORA_TARGETS
 from musicrl_hf.training.seam import copy_of, prepare_generator
 
@@ -330,6 +331,36 @@ def test_an_adapter_on_a_bundled_one_is_saved_without_a_warning(tmp_path, recwar
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scored", [{}, {"ref_chosen_logps": [-1.5, -2.0], "ref_rejected_logps": [-3.0, -0.5]}])
+def test_batches_are_trls(scored):
+    random = torch.Generator().manual_seed(0)
+    lengths = {"prompt_ids": (3, 1), "chosen_ids": (4, 8), "rejected_ids": (8, 12)}
+    rows = [
+        {name: torch.randint(50, (length[row],), generator=random).tolist() for name, length in lengths.items()}
+        | {name: values[row] for name, values in scored.items()}
+        for row in range(2)
+    ]
+    ours, theirs = PairCollator(pad_token_id=99)(rows), DataCollatorForPreference(pad_token_id=99)(rows)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 3 + len(scored)
+    for name, values in theirs.items():
+        assert ours[name].dtype == values.dtype
+        assert ours[name].tolist() == values.tolist(), name
+    assert (theirs["input_ids"] == 99).any()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_arithmetic_is_counted_as_transformers_counts_it(adapter, tmp_path):
+    """With weights that are counted once."""
+    options = {"peft_config": LORA} if adapter else {}
+    trainer = MusicDPOTrainer(tiny_generator(), args=config(tmp_path), train_dataset=pairs(), **options)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    counted = trainer.floating_point_ops(inputs)
+    assert counted == transformers.Trainer.floating_point_ops(trainer, inputs) > 0
+    trainer.model.num_parameters = None  # is not asked again
+    assert trainer.floating_point_ops(inputs) == counted
 
 
 def test_ties_are_left_out_and_counted(tmp_path):

@@ -66,9 +66,24 @@ def test_autocast_casts_a_weight_once(weights):
     assert "aten::_to_copy" not in {event.name for event in profile.events()}
 
 
-def adapted(modules):
-    config = LoraConfig(r=2, target_modules=["1"], init_lora_weights=False)
-    return inject_adapter_in_model(config, nn.Sequential(*modules))
+def adapted(modules, names="02", **how):
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=[*names], init_lora_weights=False, **how)
+    return inject_adapter_in_model(config, nn.Sequential(*modules)).eval()
+
+
+def hears_an_adapter(modules):
+    changed = adapted(modules)
+    changed[0].lora_A["default"].register_forward_hook(lambda module, inputs, output: output + 1)
+    return changed
+
+
+def drops(modules):
+    return adapted(modules, lora_dropout=1e-9).train()
+
+
+def weighs_directions(modules):
+    return adapted(modules, use_dora=True)
 
 
 def hooked(modules):
@@ -91,7 +106,9 @@ def quantised(modules):
     return quantize_dynamic(nn.Sequential(*modules), {nn.Linear})
 
 
-@pytest.mark.parametrize("change", [adapted, hooked, offloaded, with_bias, quantised])
+@pytest.mark.parametrize(
+    "change", [hears_an_adapter, drops, weighs_directions, hooked, offloaded, with_bias, quantised]
+)
 def test_what_is_more_than_a_linear_layer_is_called_as_it_is(change):
     states = torch.randn(3, 12)
     plain = layers()
@@ -109,3 +126,56 @@ def test_under_autocast_a_product_is_in_autocasts_precision():
         together = FusedLinear(modules)(states)
         assert together.dtype == torch.bfloat16
         torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("intel", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06), (torch.float64, 1e-11)]
+)
+def test_adapters_are_part_of_the_product(dtype, tolerance, intel, monkeypatch):
+    monkeypatch.setattr(fused_linear, "_is_intel", lambda: intel)
+    plain, states = layers().to(dtype), torch.randn(3, 12, dtype=dtype)
+    changed = adapted(copy.deepcopy(plain))
+    inject_adapter_in_model(LoraConfig(r=3, target_modules=["0"], init_lora_weights=False), changed, "second")
+    changed[0].set_adapter(["default", "second"])
+    with torch.no_grad():
+        product = FusedLinear(list(changed))
+        together = product(states)
+    assert product.weight is not None
+    assert (product.low_rank is None) == (dtype != torch.bfloat16)  # a narrow weight would lose what is added to it
+    assert together.dtype == dtype
+    torch.testing.assert_close(together, one_by_one(changed, states), rtol=0, atol=tolerance)
+    for module, kept in zip(changed, plain, strict=True):  # the layers' own weights are as they were
+        assert torch.equal(getattr(module, "base_layer", module).weight, kept.weight)
+    assert (together - one_by_one(plain, states)).abs().max() > 10 * tolerance
+
+
+@pytest.mark.parametrize("how", ["disabled", "merged", "another"])
+def test_adapters_that_are_not_at_work_are_left_out(how):
+    plain, states = layers(), torch.randn(3, 12)
+    changed = adapted(copy.deepcopy(plain))
+    if how == "another":
+        inject_adapter_in_model(LoraConfig(r=3, target_modules=["0"], init_lora_weights=False), changed, "second")
+    for module in (changed[0], changed[2]):
+        if how == "disabled":
+            module.enable_adapters(False)
+        elif how == "merged":
+            module.merge()
+        else:
+            module.set_adapter(["second"])
+    with torch.no_grad():
+        product = FusedLinear(list(changed))
+        assert product.weight is not None
+        torch.testing.assert_close(product(states), one_by_one(changed, states), rtol=0, atol=1e-5)
+
+
+def test_under_autocast_adapters_stay_apart_from_the_narrow_weight():
+    changed, states = adapted(layers()), torch.randn(3, 12)
+    for module in (changed[0], changed[2]):
+        module.lora_B["default"].weight.data.mul_(1e-3)  # what a bfloat16 weight hardly holds
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        product = FusedLinear(list(changed))
+        together = product(states)
+        torch.testing.assert_close(together, one_by_one(changed, states), rtol=0, atol=0.02)
+    assert together.dtype == torch.bfloat16
+    assert product.low_rank is not None

@@ -132,6 +132,21 @@ def test_statistics_are_asked_for_by_name_and_have_no_gradient(given):
     assert not found["mean"].requires_grad
 
 
+def test_entropies_that_are_not_trained_on_cost_the_backward_pass_nothing(given):
+    hidden, heads, *_ = given
+    found, made = {}, {}
+    for trained in (True, False):
+        scores = score_with_heads(*given[:6], entropy_gradient=trained)
+        assert scores.entropies.requires_grad == trained
+        with torch.profiler.profile() as profile:
+            gradients = torch.autograd.grad(scores.logprobs.sum(), [hidden, *heads.parameters()])
+        made[trained] = sum(event.name == "aten::exp" for event in profile.events())
+        found[trained] = [scores.logprobs, scores.entropies, *gradients]
+    for with_gradient, without in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(without, with_gradient)
+    assert made[False] == made[True] / 2 > 0  # of the distribution's gradient alone
+
+
 def test_logits_far_apart_stay_finite():
     logits = tensor([[[1e4, 0.0, -1e4]]], requires_grad=True)
     scores = score_with_heads(logits, [as_they_are], tensor([[[2]]]), tensor([[[True]]]), 3)

@@ -201,6 +201,9 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
     scored: tuple[str, ...] = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
     """Fields of the fused call's output that are worked out, as of TRL's `add_fused_lm_head`; the others are None."""
 
+    entropy_gradient: bool = True
+    """Have its entropies a gradient? Without one a loss that has none of them takes less memory and time."""
+
     @classmethod
     def from_generator(cls, generator: MusicRLForConditionalGeneration) -> "FlatMusicRLForCausalLM":
         """The same weights seen flat: nothing is copied, and training this trains `generator`."""
@@ -243,7 +246,12 @@ class FlatMusicRLForCausalLM(MusicRLForConditionalGeneration):
             raise ValueError("`labels` are needed with `fused_lm_head`: the ids, and -100 where nothing is scored.")
         asked = {name: _STATISTICS[name] for name in _STATISTICS.keys() & set(self.scored)}
         scores = self.score_codes(
-            batch.codes, batch.text_ids, batch.text_mask, self.scoring_temperature, statistics=asked
+            batch.codes,
+            batch.text_ids,
+            batch.text_mask,
+            self.scoring_temperature,
+            statistics=asked,
+            entropy_gradient=self.entropy_gradient,
         )
         label_mask = labels[:, 1:] != -100
 

@@ -5,13 +5,16 @@ two rows than for one. oneDNN, which torch has too, reads a weight that was laid
 times as fast from 2 to 64 rows. But a call of it takes longer than a small product itself: on Intel's, MKL is the faster for weights
 that fit in a core's cache, 1.1 to 6 times up to 16 rows, and the faster the weight is laid out as [in, out]. All add up in float32; their
 sums differ in the last bits.
+
+A LoRA adapter on a layer, with its scale s, adds s B A x to what comes out. In float32 s B A is added to the weight, once, and
+costs nothing more. In bfloat16 most of it would be lost there: the A of all layers are one product, and their B another.
 """
 
 import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +27,51 @@ _SMALL = 2**20  # entries of a weight
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Is it torch's own Linear with its own weight, that nobody listens to? Not an adapter, quantised, offloaded, sharded."""
     return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and layer.bias is None
-        and "forward" not in vars(layer)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.bias is None and not _is_heard(layer)
     )
+
+
+def _is_heard(layer: nn.Module) -> bool:
+    return "forward" in vars(layer) or bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
+class _Parts(NamedTuple):
+    """A layer's weights: its own [out, in], and of its R adapters' ranks together A [R, in] and s B [out, R]."""
+
+    weight: Tensor
+    down: Tensor
+    up: Tensor
+
+
+def _parts_of(layer: nn.Module) -> _Parts | None:
+    """Of torch's own Linear, with or without PEFT's LoRA adapters, if that is all that it is."""
+    if is_plain(layer):
+        weight = layer.weight.detach()
+        return _Parts(weight, weight.new_empty(0, weight.shape[1]), weight.new_empty(len(weight), 0))
+    from peft.tuners import lora
+
+    adapted: Any = layer  # its parts are Tensor | Module to torch
+    if type(layer) is not lora.Linear or _is_heard(layer) or not is_plain(adapted.base_layer):
+        return None
+    alone = _parts_of(adapted.base_layer)
+    if alone is None or adapted.disable_adapters or adapted.merged:
+        return alone
+    downs, ups = [alone.down], [alone.up]
+    for name in [name for name in adapted.active_adapters if name in adapted.lora_A]:
+        down, up, dropout = adapted.lora_A[name], adapted.lora_B[name], adapted.lora_dropout[name]
+        drops = dropout.training and getattr(dropout, "p", 0) > 0
+        if name in adapted.lora_variant or drops or not (is_plain(down) and is_plain(up)):
+            return None
+        downs.append(down.weight.detach())
+        ups.append(up.weight.detach() * adapted.scaling[name])
+    return _Parts(alone.weight, torch.cat(downs), torch.cat(ups, 1))
 
 
 class FusedLinear:
     """`torch.cat([layer(states) for layer in layers], -1)`, without gradient, for as long as the weights and autocast stay as they are.
 
     Args:
-        layers: bias-free linear layers from H features; where one is more than that (`is_plain`), each is called as it is.
+        layers: bias-free linear layers from H features, with LoRA adapters or without; where one is more than that, each is called as it is.
 
     Example:
         >>> from torch import nn
@@ -50,13 +85,22 @@ class FusedLinear:
     def __init__(self, layers: Sequence[nn.Module]):
         self.layers = layers
         self.weight: Tensor | None = None
+        self.low_rank: tuple[Tensor, Tensor] | None = None  # A [R, in] of all layers' adapters, and their s B [R, out]
         self.packed = self.turned = False
-        plain = [layer for layer in layers if is_plain(layer)]
-        if len(plain) < len(layers):
+        parts = [part for layer in layers if (part := _parts_of(layer)) is not None]
+        if len(parts) < len(layers):
             return
-        weight = torch.cat([layer.weight for layer in plain]) if len(plain) > 1 else plain[0].weight.detach()
-        if weight.dtype == torch.float32 and torch.is_autocast_enabled(device := weight.device.type):
-            weight = weight.to(torch.get_autocast_dtype(device))  # once; autocast would do it in each call
+        dtype = parts[0].weight.dtype
+        if dtype == torch.float32 and torch.is_autocast_enabled(device := parts[0].weight.device.type):
+            dtype = torch.get_autocast_dtype(device)  # once; autocast would do it in each call
+        weights = [part.weight for part in parts]
+        if any(len(part.down) for part in parts):
+            if dtype.itemsize < torch.float32.itemsize:
+                up = torch.block_diag(*(part.up for part in parts)).T.contiguous()
+                self.low_rank = torch.cat([part.down for part in parts]).to(dtype), up.to(dtype)
+            else:
+                weights = [torch.addmm(part.weight, part.up.to(dtype), part.down.to(dtype)) for part in parts]
+        weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)
         self.turned = weight.dtype == torch.float32 and weight.numel() <= _SMALL and _is_intel() and _has_mkl(weight)
         self.packed = not self.turned and _has_onednn(weight)
         self.dtype = weight.dtype
@@ -72,8 +116,13 @@ class FusedLinear:
         if self.turned:
             return states @ self.weight
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(states, self.weight, None, "none", [], "")
-        return linear(states, self.weight)
+            found = torch.ops.mkldnn._linear_pointwise(states, self.weight, None, "none", [], "")
+        else:
+            found = linear(states, self.weight)
+        if self.low_rank is None:
+            return found
+        down, up = self.low_rank
+        return torch.addmm(found, linear(states, down), up)
 
 
 @cache

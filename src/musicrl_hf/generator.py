@@ -229,6 +229,7 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
         temperature: float = 1.0,
         ref_logits: Tensor | None = None,
         statistics: Mapping[str, Statistic] | None = None,
+        entropy_gradient: bool = True,
     ) -> StepScores:
         """Log-probability of every code, with gradient.
 
@@ -237,14 +238,13 @@ class MusicRLForConditionalGeneration(PushesWithCard, MusicgenForConditionalGene
             input_ids, attention_mask: [B, P] from `text_inputs`.
             temperature: the one that the codes were sampled with.
             ref_logits: [B, K, S, V] from `code_logits` of an anchor at the same temperature, for the KL to it.
-            statistics: see `score_with_heads`.
+            statistics, entropy_gradient: see `score_with_heads`.
         """
         check_temperature(temperature)
-        text_states = self.encode_text(input_ids, attention_mask)
-        hidden, delayed = self.decoder_hidden(codes, text_states, attention_mask)
+        hidden, delayed = self.decoder_hidden(codes, self.encode_text(input_ids, attention_mask), attention_mask)
         size, mask = self.config.codebook_size, delayed != self.config.pad_code
         codes, heads = delayed.clamp(max=size - 1), self.decoder.lm_heads
-        return score_with_heads(hidden, heads, codes, mask, size, temperature, ref_logits, statistics)
+        return score_with_heads(hidden, heads, codes, mask, size, temperature, ref_logits, statistics, entropy_gradient)
 
     def step_logprobs(self, codes: Tensor, prompts: Sequence[str], temperature: float = 1.0) -> Tensor:
         """Log-probability of each decoder step [B, S]: its K codes together, pads of the delay pattern left out."""

@@ -8,9 +8,11 @@ checkpointing, Chen et al. 2016, arXiv:1604.06174).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_AT_ONCE = 2**20  # about; 4 MB, which stay in a CPU's cache
@@ -50,6 +52,7 @@ def score_with_heads(
     temperature: float = 1.0,
     ref_logits: Tensor | None = None,
     statistics: Mapping[str, Statistic] | None = None,
+    entropy_gradient: bool = True,
 ) -> StepScores:
     """Score codes by K heads, with gradient.
 
@@ -66,6 +69,7 @@ def score_with_heads(
         ref_logits: [B, K, S, V] of the anchor, divided by its temperature; no gradient goes there.
         statistics: what else to work out of logits [b, S, V], divided by the temperature, and codes [b, S] of one codebook:
             functions to [b, S].
+        entropy_gradient: False saves what the entropies' gradient takes, where they are not trained on.
     """
     size = clips_at_once(hidden, codebook_size)
     # Split once: a slice for each head would add up as many gradients, each as large as all clips.
@@ -82,7 +86,9 @@ def score_with_heads(
                 temperature,
                 None if anchor is None else anchor[:, k],
                 statistics or {},
+                entropy_gradient,
                 use_reentrant=False,
+                preserve_rng_state=False,  # nothing is drawn
             )
             for (states, chosen), anchor in zip(clips, anchors, strict=True)
         ]
@@ -113,6 +119,7 @@ def _of_logits(
     temperature: float,
     ref_logits: Tensor | None,
     statistics: Mapping[str, Statistic],
+    entropy_gradient: bool,
 ) -> dict[str, Tensor]:
     device = hidden.device.type
     # Autocast would keep one narrow copy of the head for all parts, and add up their gradients there, in its precision.
@@ -125,13 +132,39 @@ def _of_logits(
         logits = head(hidden).float()
     if temperature != 1:
         logits = logits / temperature
-    distribution = logits.log_softmax(-1)
-    probabilities = distribution.exp()
-    found = {
-        "logprobs": distribution.gather(-1, codes[..., None])[..., 0],
-        "entropies": -(probabilities * distribution).sum(-1),
-    }
+    distribution, logprobs = _Distribution.apply(logits, codes)
+    found = {"logprobs": logprobs}
+    if entropy_gradient or ref_logits is not None:
+        probabilities = distribution.exp()
+    if entropy_gradient:
+        found["entropies"] = -(probabilities * distribution).sum(-1)
     if ref_logits is not None:
         found["kl"] = (probabilities * (distribution - ref_logits.log_softmax(-1))).sum(-1)
     with torch.no_grad():  # last: the backward pass works out again what stands above, and ends there
+        if not entropy_gradient:
+            found["entropies"] = distribution.exp().mul_(distribution).sum(-1).neg_()
         return found | {name: of(logits, codes) for name, of in statistics.items()}
+
+
+class _Distribution(torch.autograd.Function):
+    """Logits [b, S, V] to their log-softmax and what that says of codes [b, S]; its backward pass makes one tensor of that size, not three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        distribution = logits.log_softmax(-1)
+        ctx.save_for_backward(distribution, codes)
+        return distribution, distribution.gather(-1, codes[..., None])[..., 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_all: Tensor | None, of_codes: Tensor | None) -> tuple[Tensor | None, None]:
+        distribution, codes = ctx.saved_tensors
+        if of_codes is not None:
+            at, of_codes = codes[..., None], of_codes[..., None]
+            if of_all is None:
+                return distribution.exp().mul_(-of_codes).scatter_add_(-1, at, of_codes), None
+            of_all = of_all.scatter_add(-1, at, of_codes)
+        if of_all is None:
+            return None, None
+        return of_all - distribution.exp().mul_(of_all.sum(-1, keepdim=True)), None

@@ -11,7 +11,6 @@ Left out: other activation functions, which do not keep their inputs, and dropou
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,40 +21,41 @@ from transformers.activations import GELUActivation
 _RECOMPUTED = (nn.LayerNorm, nn.GELU, GELUActivation)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A tensor that is kept, as it was: autograd makes no such check on what hooks hand it."""
-
-    tensor: Tensor
-    version: int
-
-    def read(self) -> Tensor:
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                f"A tensor {list(self.tensor.shape)} that the backward pass needs was changed in place after the forward pass (version "
-                f"{self.tensor._version}, expected {self.version}); change weights only once the backward pass is over."
-            )
-        return self.tensor
+# A tensor that is kept, and its version then: autograd makes no such check on what hooks hand it. A plain pair: a step makes thousands.
+_Kept = tuple[Tensor, int]
 
 
-@dataclass(frozen=True)
 class _Again:
     """How an activation is made again: `module` of `given`, as it ran in the forward pass."""
 
-    module: nn.Module
-    given: _Kept
-    weights: tuple[_Kept, ...]
-    autocast: bool
-    narrow: torch.dtype  # of autocast
-    dtype: torch.dtype  # of what came out
-    version: int  # of what came out, as it came out
+    __slots__ = ("autocast", "given", "made", "module", "narrow", "version", "weights")
 
-    def read(self) -> Tensor:
-        given = self.given.read()
+    def __init__(self, module: nn.Module, given: Tensor, made: Tensor, autocast: bool, narrow: torch.dtype):
+        self.module, self.given = module, _kept(given)
+        self.weights = [_kept(weight) for weight in module._parameters.values() if weight is not None]
+        self.autocast, self.narrow = autocast, narrow
+        self.made, self.version = weakref.ref(made), made._version  # what came out, as it came out
+
+    def is_of(self, saved: Tensor) -> bool:
+        """Is `saved`, which lies where it lay, what came out, or a view of that in another shape, unchanged?"""
+        made = self.made()
+        return (
+            made is not None
+            and saved._version == self.version
+            and saved.is_contiguous()
+            and (saved.numel(), saved.dtype, saved.device) == (made.numel(), made.dtype, made.device)
+        )
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        given = _read(self.given)
         for weight in self.weights:
-            weight.read()
-        with torch.no_grad(), torch.autocast(given.device.type, dtype=self.narrow, enabled=self.autocast):
-            return self.module(given).to(self.dtype)
+            _read(weight)
+        device = given.device.type
+        with torch.no_grad():
+            if not (self.autocast or torch.is_autocast_enabled(device)):
+                return self.module(given)
+            with torch.autocast(device, dtype=self.narrow, enabled=self.autocast):
+                return self.module(given).to(dtype)
 
 
 @contextmanager
@@ -80,25 +80,28 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
     if not torch.is_grad_enabled():
         yield
         return
-    known: dict[tuple, _Again] = {}  # of outputs that are still alive, by place and size
+    known: dict[int, _Again] = {}  # by the place of what came out
 
     def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
         device = output.device.type
         autocast, narrow = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         if autocast and isinstance(module, nn.LayerNorm):
             output = output.to(narrow)
-        if given and output.is_contiguous() and output.data_ptr():
-            place, weights = _place(output), tuple(_kept(weight) for weight in module.parameters())
-            known[place] = _Again(module, _kept(given[0]), weights, autocast, narrow, output.dtype, output._version)
-            weakref.finalize(output, known.pop, place, None)
+        if given and output.is_contiguous() and (place := output.data_ptr()):
+            known[place] = _Again(module, given[0], output, autocast, narrow)
         return output
 
-    def pack(saved: Tensor) -> tuple[_Again | _Kept, torch.Size]:
-        again = known.get(_place(saved)) if saved.is_contiguous() else None
-        return again if again is not None and again.version == saved._version else _kept(saved), saved.shape
+    def pack(saved: Tensor) -> "_Kept | tuple[_Again, torch.Size, torch.dtype]":
+        again = known.get(saved.data_ptr())
+        if again is not None and again.is_of(saved):
+            return again, saved.shape, saved.dtype
+        return _kept(saved)
 
-    def unpack(packed: tuple[_Again | _Kept, torch.Size]) -> Tensor:
-        return packed[0].read().view(packed[1])
+    def unpack(packed: "_Kept | tuple[_Again, torch.Size, torch.dtype]") -> Tensor:
+        if len(packed) == 2:
+            return _read(packed)
+        again, shape, dtype = packed
+        return again.read(dtype).view(shape)
 
     parts = [part for layer in layers for part in layer.modules()]
     handles = [part.register_forward_hook(note) for part in parts if isinstance(part, _RECOMPUTED)]
@@ -117,9 +120,14 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _kept(tensor: Tensor) -> _Kept:
-    return _Kept(tensor.detach(), tensor._version)
+    return tensor.detach(), tensor._version
 
 
-def _place(tensor: Tensor) -> tuple:
-    """A contiguous tensor and its views of another shape have it in common, as long as one of them lives."""
-    return tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.device
+def _read(kept: _Kept) -> Tensor:
+    tensor, version = kept
+    if tensor._version != version:
+        raise RuntimeError(
+            f"A tensor {list(tensor.shape)} that the backward pass needs was changed in place after the forward pass (version "
+            f"{tensor._version}, expected {version}); change weights only once the backward pass is over."
+        )
+    return tensor

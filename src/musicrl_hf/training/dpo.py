@@ -1,17 +1,20 @@
 """Direct preference optimisation: TRL's own DPOTrainer on pairs of clips whose codes are cached."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import generate_random_fingerprint
 from peft import PeftConfig, PeftModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..audio import atomic_path
 from ..flat import FlatTokenizer, flatten_codes
@@ -107,7 +110,7 @@ class MusicDPOTrainer(FlatTrainer, DPOTrainer):
             anchor,
             ref_model=anchor,
             args=args,
-            data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id),
+            data_collator=PairCollator(tokenizer.pad_token_id),
             train_dataset=pairs["train"],
             eval_dataset=pairs.get("eval"),
             callbacks=callbacks,
@@ -133,6 +136,29 @@ class MusicDPOTrainer(FlatTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         """TRL would tokenise text here; ours are ids already."""
         return dataset
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Rows of `flat_pairs` to a batch, as TRL's `DataCollatorForPreference` makes it, in a tenth of its time: masks are made of lengths."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask`, `completion_mask` [2 B, L]: chosen clips, then rejected ones; the reference's log-probabilities [B]."""
+        given = [np.array([*row["prompt_ids"], *row[name]], np.int64) for name in PAIR_COLUMNS[1:] for row in rows]
+        lengths = torch.tensor([[len(ids)] for ids in given])
+        prompts = torch.tensor([[len(row["prompt_ids"])] for row in [*rows, *rows]])
+        ids = pad_sequence([*map(torch.from_numpy, given)], batch_first=True, padding_value=self.pad_token_id)
+        place = torch.arange(ids.shape[1])
+        attended = place < lengths
+        batch = {
+            "input_ids": ids,
+            "attention_mask": attended.long(),
+            "completion_mask": (attended & (place >= prompts)).long(),
+        }
+        scored = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in rows[0]]
+        return batch | {name: torch.tensor([row[name] for row in rows]) for name in scored}
 
 
 def _without_ties(ds: Dataset, name: str) -> tuple[Dataset, int]:

@@ -251,6 +251,7 @@ class MusicGRPOTrainer(RolloutTrainer, GRPOTrainer):
     """TRL's GRPOTrainer for generators; see `RolloutTrainer`."""
 
     trl_module = "trl.trainer.grpo_trainer"
+    entropy_in_loss = True  # `entropy_coef`
     config_class = MusicGRPOConfig
 
 

@@ -185,9 +185,12 @@ class FlatTrainer(PlainOutputs):
 
     Attributes:
         trl_module: where the TRL trainer is defined.
+        entropy_in_loss: can its loss have the policy's entropy in it? Elsewhere that is a metric.
     """
 
     trl_module: str
+    entropy_in_loss: bool = False
+    _weights: int | None = None
 
     def build(
         self,
@@ -202,6 +205,7 @@ class FlatTrainer(PlainOutputs):
             anchor: from `prepare_reference`; None hands over a copy of the model where TRL wants a reference.
         """
         flat = flat_of(model)
+        flat.entropy_gradient = self.entropy_in_loss
         with native_scoring(self.trl_module, lambda: anchor or copy_of(flat)):
             super().__init__(model=model, processing_class=FlatTokenizer.for_generator(flat), **kwargs)  # type: ignore[call-arg]
         flat.restore_audio_token_ids()
@@ -210,6 +214,14 @@ class FlatTrainer(PlainOutputs):
     def generator(self) -> FlatMusicRLForCausalLM:
         """The generator that is trained."""
         return flat_of(self.accelerator.unwrap_model(self.model))  # type: ignore[attr-defined]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As `transformers.Trainer` has it, but the weights are counted once, and not by a walk through the model at every step."""
+        if self._weights is None:
+            self._weights = self.model.num_parameters(exclude_embeddings=True)  # type: ignore[attr-defined]
+        return (
+            6 * inputs["input_ids"].numel() * self._weights if "input_ids" in inputs else 0
+        )  # RLOO's and GRPO's are prompts
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does; afterwards the generation config is the audio one again."""
