@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What cannot be measured or tried without a GPU: benchmarks/gpu.sh [python]
-# About ten minutes on an H200; the limits of its parts add up to 19 on one GPU, to 23 on several.
+# About a quarter of an hour on an H200; the limits of its parts add up to 22 minutes on one GPU, to 26 on several.
 # Leaves benchmarks/results/*.json and what was printed in out/gpu; then `python benchmarks/table.py` fills the README's tables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,7 +43,8 @@ part sampling 180 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64
 part cuda_graph 60 "$PYTHON" benchmarks/cuda_graph.py --device cuda --batch 1 16 64 --repeats 3
 part sampling_small 120 "$PYTHON" benchmarks/sampling.py --device cuda --size small --dtype bfloat16 --steps 48 --repeats 3
 part training 240 "$PYTHON" benchmarks/training.py --device cuda --batch 4 32 --duration_s 3 --steps 8 --repeats 3
-part training_small 180 "$PYTHON" benchmarks/training.py --device cuda --size small --bf16 --batch 8 --duration_s 10 --steps 3 --repeats 2 --against lm
+part training_small 240 "$PYTHON" benchmarks/training.py --device cuda --size small --bf16 --batch 8 16 --duration_s 10 --steps 3 --repeats 2 --against lm
+part ppo_iteration 120 "$PYTHON" benchmarks/ppo_iteration.py --device cuda --bf16
 part rollout 90 "$PYTHON" benchmarks/rollout.py --device cuda --repeats 2
 
 head -n 16 src/musicrl_hf/prompts/train.txt > "$OUT/prompts.txt"

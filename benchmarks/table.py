@@ -46,9 +46,9 @@ def page(results: Path) -> str:
         "turns in one process, with the same weights and prompts; a ratio is the median of those of neighbouring turns, and their range "
         'stands in brackets. "OTHERS" are greedy codes that differ from the stock library\'s, by near ties in bfloat16; "were they products '
         'alone" is the ratio that matrix products alone would have. '
-        "Trainings on a GPU were measured before what norms and GELUs put out was made again instead of kept, and all but trainings on an "
+        "Training of `musicrl-tiny` on a GPU was measured before what norms and GELUs put out was made again instead of kept, and all on an "
         "AMD EPYC before top-k was a threshold, before codes were decoded by matrix products and before silence behind a clip was passed over. "
-        "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in about ten minutes.",
+        "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in a quarter of an hour.",
     ]
     for path, found in read(results).items():
         rows = [list(found["rows"][0]), *(list(row.values()) for row in found["rows"])]

@@ -163,6 +163,15 @@ def test_dpo_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatch):
             assert min(row["peak_mb"].values()) > 10
 
 
+def test_an_iteration_of_ppo_is_taken_apart_with_an_adapter_and_without(load_benchmark, tmp_path, monkeypatch):
+    adapter, whole = measured(monkeypatch, load_benchmark("ppo_iteration"), "--tiny", tmp_path)["measured"]
+    assert (adapter["lora_r"], whole["lora_r"]) == (16, 0)
+    for found in (adapter, whole):
+        assert min(found[part] for part in ("sample_s", "decode_s", "score_s", "update_s")) > 0
+    if sys.platform == "linux":
+        assert whole["peak_mb"] > adapter["peak_mb"] > 10  # gradients and AdamW of all weights
+
+
 def test_what_a_dpo_step_starts_is_counted_on_both_sides(load_benchmark, tmp_path, monkeypatch):
     launches = load_benchmark("launches")
     with launches.Operations() as operations:

@@ -194,9 +194,10 @@ class _StepLayer:
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     """What queries [N, heads, D] hear of keys and values [N, heads, T, D]: [N, heads * D]."""
-    if query.device.type != "cpu" or query.dtype != torch.float32:
+    if query.dtype != torch.float32:
         return scaled_dot_product_attention(query[:, :, None], keys, values, bias).flatten(1)
-    # The same in float32, where two batched products take two thirds of the time for one query each.
+    # The same in float32, where two batched products take two thirds of the time for one query each on a CPU, and make a whole
+    # recorded step of musicrl-tiny 1.1 to 1.4 times as fast on an NVIDIA H200.
     query = (query * query.shape[-1] ** -0.5).reshape(-1, 1, query.shape[-1])
     scores = torch.bmm(query, keys.flatten(0, 1).mT)
     if bias is not None:
