@@ -1,15 +1,20 @@
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_generator
 from transformers import MusicgenForConditionalGeneration
 
+from musicrl_hf import align
 from musicrl_hf.align import RECIPES, AlignJob, recipe_file, run_align
 from musicrl_hf.config import load_config
 from musicrl_hf.preferences import load_preferences
+from musicrl_hf.stages import Stages
 
 
 def loudness(prompts, audio, sampling_rate):
@@ -140,6 +145,78 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
     assert {name: Path(config["base_model_name_or_path"]).name for name, config in under.items()} == {
         "r": "model", "u": "model", "ru": "r", "ru2": "ru",
     }  # fmt: skip
+
+
+class AskedToEnd:
+    """A reward that has its own process asked to end, once, when it is asked for the `at`-th time."""
+
+    asked, at = 0, 0
+
+    def __call__(self, prompts, audio, sampling_rate):
+        type(self).asked += 1
+        if self.asked == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loudness(prompts, audio, sampling_rate)
+
+
+asked_to_end = AskedToEnd()
+
+
+def test_a_stage_that_was_asked_to_end_goes_on_and_ends_as_one_that_was_not(tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    tiny_generator().save_pretrained(tmp_path / "model")
+    words = ("slow", "fast", "happy", "sad", "loud", "soft", "pop", "rock")
+    (tmp_path / "prompts.txt").write_text("".join(f"{word} air\n" for word in words))
+    (tmp_path / "heldout.txt").write_text("piano reel\n")
+    job = AlignJob(
+        output_dir=str(tmp_path / "unbroken"),
+        model=str(tmp_path / "model"),
+        adherence="test_align:asked_to_end",
+        quality="test_align:smoothness",
+        prompts=str(tmp_path / "prompts.txt"),
+        eval_prompts=str(tmp_path / "heldout.txt"),
+        heldout_prompts=1,
+        duration_s=0.5,
+        listeners=3,
+        panel=6,
+        reward_steps=1,
+        ppo_steps=3,
+        ppo_batch_size=2,
+    )
+    heard: dict[str, int] = {}
+
+    class UpToR(Stages):
+        def run(self, name, summary, work):
+            if name in ("votes", "preference", "r"):
+                before = AskedToEnd.asked
+                super().run(name, summary, work)
+                heard[name] = AskedToEnd.asked - before
+            else:
+                raise InterruptedError(name)
+
+    monkeypatch.setattr(align, "Stages", UpToR)
+    with pytest.raises(InterruptedError):
+        run_align(job)
+    assert heard["r"] == 3  # a step each
+    again = replace(job, output_dir=str(tmp_path / "broken"))
+    monkeypatch.setattr(AskedToEnd, "at", AskedToEnd.asked + heard["preference"] + 2)
+    with pytest.raises(SystemExit) as ended:
+        run_align(again)
+    assert ended.value.code == 143
+    assert "goes on from there by itself" in capsys.readouterr().err
+    out = tmp_path / "broken"
+    assert [path.name for path in (out / "r").glob("checkpoint-*")] == ["checkpoint-2"]
+    begun = json.loads((out / "stages" / "r.begun").read_text())["seconds"]
+    with pytest.raises(InterruptedError):
+        run_align(again)
+    assert heard["r"] == 1  # the third step alone
+    weights = [load_file(tmp_path / name / "r" / "model.safetensors") for name in ("unbroken", "broken")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name
+    assert not list((out / "r").glob("checkpoint-*"))
+    assert not (out / "stages" / "r.begun").exists()
+    assert json.loads((out / "stages" / "r.json").read_text())["seconds"] > begun > 0
 
 
 def test_prompts_on_both_sides_are_refused(tmp_path):

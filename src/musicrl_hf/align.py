@@ -5,8 +5,6 @@ whole already, so that a run that was cut short goes on.
 """
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from .devices import find_device
 from .generator import load_generator
 from .places import check_output, find_model
 from .rewards.combine import NORMALISE, find_reward
+from .stages import Stages, going_on_in
 
 RECIPES = Path(__file__).parent / "align_recipes"
 PROMPTS = Path(__file__).parent / "prompts"
@@ -144,7 +143,7 @@ def run_align(job: AlignJob) -> Path:
         find_reward(spec)
     out.mkdir(parents=True, exist_ok=True)
     prompts, heldout = _write_prompts(job, out)
-    stages = _Stages(out, total=6 if job.rounds == 1 else 9)
+    stages = Stages(out, total=6 if job.rounds == 1 else 9)
     r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
     varied = " and variety" * bool(job.variety)
     beside = " and adherence" * bool(job.ru_adherence) + varied
@@ -233,19 +232,21 @@ def _learn(job: AlignJob, votes: Path, out: Path) -> None:
     on_clap = {"model": job.preference_clap, "head_dropout": 0.5, "weight_decay": 1.0, "learning_rate": 3e-4}
     on_generator = {"model": job.model, "weight_decay": 0.1, "learning_rate": 2e-4, "warmup_steps": 20}
     settings = on_clap if job.reward_backbone == "clap" else on_generator
-    run_reward(
-        RewardJob(
-            preferences=str(votes),
-            output_dir=str(out),
-            backbone=job.reward_backbone,
-            max_steps=job.reward_steps,
-            test_share=0.15,
-            baselines=[job.adherence, job.quality],
-            bf16=job.bf16,
-            seed=job.seed,
-            **settings,
+    with going_on_in(out) as last:
+        run_reward(
+            RewardJob(
+                preferences=str(votes),
+                output_dir=str(out),
+                resume_from_checkpoint=last,
+                backbone=job.reward_backbone,
+                max_steps=job.reward_steps,
+                test_share=0.15,
+                baselines=[job.adherence, job.quality],
+                bf16=job.bf16,
+                seed=job.seed,
+                **settings,
+            )
         )
-    )
 
 
 def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str | None = None) -> None:
@@ -259,28 +260,31 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
         beside = [f"{share:g}*{spec}" for spec, share in shares.items() if share]
         rewards = [f"{1 - sum(shares.values()):g}*{preference}", *beside] if beside else [preference]
     alone = len(rewards) == 1
-    run_ppo(
-        PPOJob(
-            model=start,
-            ref_model=start,
-            reward=rewards,
-            normalise="none" if alone else job.normalise,
-            output_dir=str(Path(job.output_dir) / name),
-            prompts=str(prompts),
-            duration_s=job.duration_s,
-            max_steps=(job.ru_steps if is_after_r else None) or job.ppo_steps,
-            per_device_train_batch_size=job.ppo_batch_size,
-            local_rollout_forward_batch_size=max(64 // job.clips_per_prompt, 1) * job.clips_per_prompt,
-            num_generations=job.clips_per_prompt,
-            learning_rate=job.learning_rate,
-            lora_r=job.lora_r,
-            lora_alpha=2 * job.lora_r,
-            kl_coef=job.preference_kl_coef if alone else job.kl_coef,
-            bf16=job.bf16,
-            seed=job.seed,
-            logging_steps=4,
+    out = Path(job.output_dir) / name
+    with going_on_in(out) as last:
+        run_ppo(
+            PPOJob(
+                model=start,
+                ref_model=start,
+                reward=rewards,
+                normalise="none" if alone else job.normalise,
+                output_dir=str(out),
+                resume_from_checkpoint=last,
+                prompts=str(prompts),
+                duration_s=job.duration_s,
+                max_steps=(job.ru_steps if is_after_r else None) or job.ppo_steps,
+                per_device_train_batch_size=job.ppo_batch_size,
+                local_rollout_forward_batch_size=max(64 // job.clips_per_prompt, 1) * job.clips_per_prompt,
+                num_generations=job.clips_per_prompt,
+                learning_rate=job.learning_rate,
+                lora_r=job.lora_r,
+                lora_alpha=2 * job.lora_r,
+                kl_coef=job.preference_kl_coef if alone else job.kl_coef,
+                bf16=job.bf16,
+                seed=job.seed,
+                logging_steps=4,
+            )
         )
-    )
 
 
 def _compare(job: AlignJob, systems: list[str], heldout: Path, preferences: list[str], evaluation: Path) -> None:
@@ -345,28 +349,6 @@ def _percentages(rate: dict[str, Any] | None) -> str:
     if rate["win_rate"] is None:
         return "only ties"
     return f"{rate['win_rate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}]"
-
-
-class _Stages:
-    """Runs what is not there yet and says what goes on."""
-
-    def __init__(self, out: Path, total: int):
-        self.out, self.total, self.number = out, total, 0
-
-    def run(self, name: str, summary: str, work: Callable[[], Any]) -> None:
-        self.number += 1
-        head = f"[{self.number}/{self.total}] {name}: {summary}"
-        stamp = self.out / "stages" / f"{name}.json"
-        if stamp.is_file():
-            print(f"{head} (done before)", flush=True)
-            return
-        print(head, flush=True)
-        started = time.monotonic()
-        work()
-        seconds = round(time.monotonic() - started, 1)
-        with atomic_path(stamp) as temporary:
-            temporary.write_text(json.dumps({"seconds": seconds}) + "\n")
-        print(f"      {seconds:.0f} s", flush=True)
 
 
 def _keep_settings(job: AlignJob, out: Path) -> None:
