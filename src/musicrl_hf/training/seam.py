@@ -217,11 +217,11 @@ class FlatTrainer(PlainOutputs):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As `transformers.Trainer` has it, but the weights are counted once, and not by a walk through the model at every step."""
+        if "input_ids" not in inputs:  # RLOO's and GRPO's are prompts
+            return 0
         if self._weights is None:
             self._weights = self.model.num_parameters(exclude_embeddings=True)  # type: ignore[attr-defined]
-        return (
-            6 * inputs["input_ids"].numel() * self._weights if "input_ids" in inputs else 0
-        )  # RLOO's and GRPO's are prompts
+        return 6 * inputs["input_ids"].numel() * self._weights
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does; afterwards the generation config is the audio one again."""
