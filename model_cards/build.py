@@ -3,7 +3,7 @@
     python model_cards/build.py
 
 For each bundled model this leaves `result.json` beside the weights, from `recipes/results/*.json` and, for the adapters, from
-`results/paper.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test
+`results/paper.json` and `results/small_budget_before.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test
 compares.
 """
 
@@ -19,6 +19,7 @@ from musicrl_hf.records import Record, write_record
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
 PAPER = HERE.parent / "results" / "paper.json"
+SMALL = HERE.parent / "results" / "small_budget_before.json"  # of the runs whose first seed musicrl-tiny-r and -u are
 STAGES = {  # what was measured for each model, in this order
     "musicrl-tiny": ["codec", "decoder", "text_encoder", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
@@ -122,7 +123,8 @@ def adapter_record(name: str) -> Record:
     Raises:
         FileNotFoundError: the paper's runs have not been gathered.
     """
-    paper, key = json.loads(PAPER.read_text(encoding="utf-8")), KEYS[name]
+    paper, small = (json.loads(path.read_text(encoding="utf-8")) for path in (PAPER, SMALL))
+    key = KEYS[name]
     found, others = paper["guided"], {"base": "musicrl-tiny"} | {each: label for label, each in KEYS.items()}
     systems = {row["method"]: row for row in found["systems"]}
     system, base, heard = systems[key], systems["base"], found["judged"]["seeds"]["0"]
@@ -137,11 +139,11 @@ def adapter_record(name: str) -> Record:
 
     by_seed = {
         f"win rate against {others[row['b']]}": f"{_rate(row)}; {', '.join(map(_percent, row['by_seed']))}"
-        for row in paper["win_rates"]
+        for row in small["win_rates"]
         if row["a"] == key and row["b"] in others
     }
     ratings, clips = {row["model"]: round(row["mean"], 2) for row in found["mos"]}, found["judged"]["clips"]
-    made = found if key == "ru" else paper
+    made = found if key == "ru" else small
     return Record(
         base_model=base_of_adapter(CHECKPOINTS / name),
         method="PPO",
@@ -163,7 +165,7 @@ def adapter_record(name: str) -> Record:
         clips=_results("judge")["clips"],
         command="as in recipes/paper/guided.py"
         if key == "ru"
-        else paper["runs"][f"align_{paper['seeds'][0]}"]["command"],
+        else small["runs"][f"align_{small['seeds'][0]}"]["command"],
         date=made["date"],
         hardware=f"{made['hardware']}; {EARLIER_HARDWARE}" if key == "ru" else made["hardware"],
     )

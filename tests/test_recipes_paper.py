@@ -317,6 +317,19 @@ def test_what_judges_heard_is_one_row_a_system(recipe):
     assert len(lines) == 4
 
 
+def test_parts_that_were_made_with_other_models_say_so(recipe):
+    tables = recipe("tables")
+    found = {"systems": {"base": {"adherence": 0.44}}}
+    assert tables.made_before(found, [{"adherence": 0.46}, {"adherence": 0.7}]) == []  # rows[0] is the base
+    assert tables.made_before(found, []) == []
+    (said,) = tables.made_before(found, [{"adherence": 0.73}])
+    assert "in adherence the base has 0.730 here and 0.440 there" in said
+    rewards = {"by_seed": {"0": {"n_votes": 5}}, "ablations": {"clap": {"n_votes": 5}}}
+    assert tables.of_other_votes(rewards) == tables.of_other_votes(rewards | {"ablations": {}}) == []
+    rewards["ablations"]["clap"]["n_votes"] = 6
+    assert len(tables.of_other_votes(rewards)) == 1
+
+
 def test_the_larger_budget_is_shown_without_judges_too(recipe):
     tables, larger = recipe("tables"), recipe("larger_tables")
     found = json.loads((ROOT / "results" / "paper.json").read_text())["larger"]

@@ -44,6 +44,7 @@ JUDGED = {
     "key_neighbour": "key or neighbour",
 }
 
+_SAME = 0.05  # adherence: more than between two draws of the base's clips, less than between two adherence models
 GUARDED = ("panel_taste", "other_taste", "adherence")  # what a guard is to keep
 PANELS = ("panel_taste", "other_taste")  # simulated, of listeners who take no part in a run
 
@@ -273,6 +274,27 @@ def summary(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, note])
 
 
+def of_other_votes(rewards: dict[str, Any]) -> list[str]:
+    """A sentence where the rows without a seed were learned from other votes than the first seed's there."""
+    votes, others = rewards["by_seed"]["0"]["n_votes"], {row["n_votes"] for row in rewards["ablations"].values()}
+    if votes in others or not others:
+        return []
+    return [
+        "The rows without a seed are of the first seed's votes on clips through the codec's decoder before the one that ships."
+    ]
+
+
+def made_before(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence where a part was gathered from runs on other models than the loop's, told by what the base has in adherence."""
+    here, there = (rows[0] if rows else found["systems"]["base"])["adherence"], found["systems"]["base"]["adherence"]
+    if abs(here - there) < _SAME:
+        return []
+    return [
+        "These runs are of the adherence and quality models, and of the codec's decoder, before those of the tables above: in adherence the "
+        f"base has {here:.3f} here and {there:.3f} there."
+    ]
+
+
 def page(found: dict[str, Any], plots: Sequence[str]) -> str:
     """What results/README.md shows."""
     parts = [
@@ -286,9 +308,14 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         systems(found),
         "## The learned rewards",
         rewards(found),
+        *of_other_votes(found["rewards"]),
     ]
     if found["methods"]:
-        parts += ["## Other ways to tune, on the same reward and as many sampled clips", methods(found["methods"])]
+        parts += [
+            "## Other ways to tune, on the same reward and as many sampled clips",
+            *made_before(found, found["methods"]),
+            methods(found["methods"]),
+        ]
     if found["judged"]:
         parts += [
             f"## Independent judges ({found['judged']['prompts']} held-out prompts, guidance 1)",
@@ -296,12 +323,13 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         ]
     if found["curves"]:
         images = "\n\n".join(f"![{name}]({name})" for name in plots)
-        parts += ["## Too far", images, guards(found)]
+        parts += ["## Too far", *made_before(found, found["reach"]), images, guards(found)]
     if found["reach"]:
         parts += [
             "## How far these listeners can be moved",
             "The long run on one reward at its end, and of the base's clips those that the held-out panel itself scores highest: nobody "
             "trains on the panel, so this is no method, but what choosing can bring.",
+            *made_before(found, found["reach"]),
             methods(found["reach"]),
         ]
     if found.get("limits"):
@@ -310,6 +338,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
             "RU of the first seed on the very taste that its voters voted by, without noise, in place of the reward that was learned from "
             "their votes (.35 adherence beside either); and for three times the steps, with eight clips of a prompt where there were four "
             "and a nat of KL at half the price. Nobody has such a reward: it shows what is left to learn, and what is left to tune.",
+            *made_before(found, found["limits"]),
             methods(found["limits"]),
         ]
     if found.get("larger"):
