@@ -9,6 +9,7 @@ benchmarks/results/ppo_iteration.json.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,10 +51,13 @@ def train(model: str, folder: Path, lora_r: int, given: argparse.Namespace) -> d
     return {"lora_r": lora_r, "peak_mb": mb, **{part: last[part] for part in PARTS}}
 
 
-def measure(model: str, lora_r: int) -> dict:
+def measure(model: str, lora_r: int, given: argparse.Namespace) -> dict:
     """`train` in a process of its own, which nothing else has stretched."""
     command = [sys.executable, __file__, *sys.argv[1:], "--train", model, str(lora_r)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    where = (
+        {} if given.device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
+    )  # a job takes the accelerator that it finds
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | where)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -95,7 +99,7 @@ def main() -> None:
         del model
         measured = []
         for rank in given.lora_r:
-            measured.append(measure(folder, rank))
+            measured.append(measure(folder, rank, given))
             print(row_of(measured[-1]), flush=True)
     named = f"a decoder of musicgen-{given.size}'s size (random weights)" if given.size else f"`{given.model}`"
     what = (

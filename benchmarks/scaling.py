@@ -199,8 +199,8 @@ The first table was measured, on one CPU core; everything behind it is arithmeti
 that stand beside it. Two things have been set against a GPU since, one {there["hardware"].split(",")[0]}. A decoder step of
 musicgen-small's size took {step_ms:.1f} ms, for one clip and replayed as a CUDA graph, where the page takes {assumed_ms:.1f} ms for {CLIPS}. So
 sampling is likely to take some {step_ms / assumed_ms:.1f} times as long as the seconds below. And three iterations of `musicrl ppo` as assumed below, on random weights
-of that size with codebooks of 1024, took 3.6 GB at their peak with LoRA and, in two runs, 9.5 and 9.9 GB with all weights; the third
-sampled for 1.9 and 1.2 s and learned for 2.1 and 1.3 s, most of which went into starting kernels from Python. `benchmarks/gpu.sh` measures more.
+of that size with codebooks of 1024, took 3.6 GB at their peak with LoRA and 9.5 GB with all weights; the third
+sampled for 1.9 and 1.2 s and learned for 2.1 and 1.3 s (read off once; `benchmarks/ppo_iteration.py` measures them). `benchmarks/gpu.sh` measures more.
 
 ## What was measured
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,11 @@ from tiny import tiny_generator
 from transformers import MusicgenForConditionalGeneration
 
 from musicrl_hf import align
+from musicrl_hf import stages as stages_module
 from musicrl_hf.align import RECIPES, AlignJob, recipe_file, run_align
 from musicrl_hf.config import load_config
 from musicrl_hf.preferences import load_preferences
-from musicrl_hf.stages import Stages
+from musicrl_hf.stages import Stages, going_on_in
 
 
 def loudness(prompts, audio, sampling_rate):
@@ -203,7 +205,7 @@ def test_a_stage_that_was_asked_to_end_goes_on_and_ends_as_one_that_was_not(tmp_
     with pytest.raises(SystemExit) as ended:
         run_align(again)
     assert ended.value.code == 143
-    assert "goes on from there by itself" in capsys.readouterr().err
+    assert "give the same command again, which goes on from there" in capsys.readouterr().err
     out = tmp_path / "broken"
     assert [path.name for path in (out / "r").glob("checkpoint-*")] == ["checkpoint-2"]
     begun = json.loads((out / "stages" / "r.begun").read_text())["seconds"]
@@ -217,6 +219,25 @@ def test_a_stage_that_was_asked_to_end_goes_on_and_ends_as_one_that_was_not(tmp_
     assert not list((out / "r").glob("checkpoint-*"))
     assert not (out / "stages" / "r.begun").exists()
     assert json.loads((out / "stages" / "r.json").read_text())["seconds"] > begun > 0
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_no_place_to_go_on_from(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    with going_on_in(tmp_path) as last:
+        assert last is None
+    assert not list(tmp_path.iterdir())
+    with going_on_in(tmp_path / "not there yet") as last:
+        assert last is None
+
+
+def test_a_disk_that_is_full_hides_no_error(tmp_path, monkeypatch):
+    def full(path, seconds):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stages_module, "_note", full)
+    with pytest.raises(ZeroDivisionError):
+        Stages(tmp_path, 1).run("r", "divides by nothing", lambda: 1 / 0)
 
 
 def test_prompts_on_both_sides_are_refused(tmp_path):

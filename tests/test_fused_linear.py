@@ -86,6 +86,14 @@ def weighs_directions(modules):
     return adapted(modules, use_dora=True)
 
 
+def merged_and_disabled(modules):
+    changed = adapted(modules)
+    for module in (changed[0], changed[2]):
+        module.merge()
+        module.enable_adapters(False)
+    return changed
+
+
 def hooked(modules):
     modules[1].register_forward_hook(lambda module, inputs, output: output + 1)
     return modules
@@ -167,6 +175,14 @@ def test_adapters_that_are_not_at_work_are_left_out(how):
         product = FusedLinear(list(changed))
         assert product.weight is not None
         torch.testing.assert_close(product(states), one_by_one(changed, states), rtol=0, atol=1e-5)
+
+
+def test_what_was_merged_and_is_disabled_is_taken_out_again():
+    plain, states = layers(), torch.randn(3, 12)
+    changed = merged_and_disabled(copy.deepcopy(plain))
+    with torch.no_grad():
+        together = FusedLinear(list(changed))(states)
+    torch.testing.assert_close(together, one_by_one(plain, states), rtol=0, atol=1e-5)
 
 
 def test_under_autocast_adapters_stay_apart_from_the_narrow_weight():

@@ -147,6 +147,25 @@ def test_entropies_that_are_not_trained_on_cost_the_backward_pass_nothing(given)
     assert made[False] == made[True] / 2 > 0  # of the distribution's gradient alone
 
 
+def test_a_head_that_draws_draws_the_same_again(monkeypatch):
+    torch.manual_seed(0)
+    heads, hidden, codes = (
+        [nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 9))],
+        torch.randn(4, 3, 16),
+        torch.randint(9, (4, 1, 3)),
+    )
+
+    def gradient():
+        torch.manual_seed(1)
+        scores = score_with_heads(hidden, heads, codes, codes >= 0, 9)
+        torch.rand(5)  # others draw too before the backward pass
+        return torch.autograd.grad(scores.logprobs.sum(), heads[0][1].weight)[0]
+
+    found = gradient()
+    monkeypatch.setattr(likelihood, "checkpoint", lambda function, *given, **_: function(*given))
+    assert torch.equal(found, gradient())
+
+
 def test_logits_far_apart_stay_finite():
     logits = tensor([[[1e4, 0.0, -1e4]]], requires_grad=True)
     scores = score_with_heads(logits, [as_they_are], tensor([[[2]]]), tensor([[[True]]]), 3)

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from functools import partial
@@ -175,6 +176,20 @@ def test_alarm_stock_trl_on_the_kv_vocabulary_gives_the_same_losses(kind, more, 
         torch.testing.assert_close(
             torch.tensor(logged(native, key)), torch.tensor(logged(stock, key)), atol=2e-4, rtol=1e-3, msg=key
         )
+
+
+def test_a_trainer_built_meanwhile_takes_no_gradient_from_anothers_entropy(tmp_path):
+    model = FlatMusicRLForCausalLM.from_generator(tiny_generator())
+    first, norms = copy.deepcopy(model), []
+    for policy, meanwhile in ((first, False), (model, True)):
+        torch.manual_seed(0)
+        trainer = MusicGRPOTrainer(policy, loudness, config("grpo", tmp_path, entropy_coef=0.2, max_steps=1), prompts())
+        if meanwhile:
+            MusicRLOOTrainer(policy, loudness, config("rloo", tmp_path, max_steps=1), prompts())
+        trainer.train()
+        assert policy.entropy_gradient
+        norms.append(logged(trainer, "grad_norm"))
+    assert norms[0] == norms[1]
 
 
 @both

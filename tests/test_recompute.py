@@ -1,3 +1,4 @@
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -6,9 +7,11 @@ from test_ppo import LORA
 from tiny import tiny_generator
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import GELUActivation
 
 from musicrl_hf import generator as generator_module
+from musicrl_hf import recompute
 from musicrl_hf.recompute import recomputed
 from musicrl_hf.training.ppo_policy import add_lora, generator_of
 
@@ -87,6 +90,22 @@ def test_a_quarter_of_the_activations_or_more_is_not_kept(monkeypatch, bf16, lor
     ours = kept_bytes(hidden)
     monkeypatch.setattr(generator_module, "recomputed", lambda layers: nullcontext())
     assert 0 < ours <= 0.76 * kept_bytes(hidden)
+
+
+def test_what_checkpointing_lets_go_is_let_go():
+    """Nobody holds what a norm read inside of a layer that is run again, once the layer is left."""
+    norm, states = nn.LayerNorm(4), torch.randn(3, 4, requires_grad=True)
+
+    def held() -> int:
+        return sum(isinstance(each, recompute._Again) for each in gc.get_objects())
+
+    with recomputed([norm]):
+        normed = norm(states)
+        assert held() == 1
+        loss = checkpoint(lambda given: norm(given * 2).sum(-1), normed, use_reentrant=False).sum()
+        assert held() == 1
+        loss.backward()
+    assert states.grad is not None
 
 
 def test_adapters_widen_their_inputs_again_afterwards():

@@ -54,6 +54,8 @@ def _parts_of(layer: nn.Module) -> _Parts | None:
     if type(layer) is not lora.Linear or _is_heard(layer) or not is_plain(adapted.base_layer):
         return None
     alone = _parts_of(adapted.base_layer)
+    if adapted.disable_adapters and adapted.merged:
+        return None  # called, it takes them out of its weight again
     if alone is None or adapted.disable_adapters or adapted.merged:
         return alone
     downs, ups = [alone.down], [alone.up]

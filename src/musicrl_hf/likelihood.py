@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
@@ -88,7 +88,7 @@ def score_with_heads(
                 statistics or {},
                 entropy_gradient,
                 use_reentrant=False,
-                preserve_rng_state=False,  # nothing is drawn
+                preserve_rng_state=_draws(head),
             )
             for (states, chosen), anchor in zip(clips, anchors, strict=True)
         ]
@@ -144,6 +144,11 @@ def _of_logits(
         if not entropy_gradient:
             found["entropies"] = distribution.exp().mul_(distribution).sum(-1).neg_()
         return found | {name: of(logits, codes) for name, of in statistics.items()}
+
+
+def _draws(head: Head) -> bool:
+    """May it have another output when it is asked again? A head that is no module might."""
+    return not isinstance(head, nn.Module) or any(part.training and getattr(part, "p", 0) for part in head.modules())
 
 
 class _Distribution(torch.autograd.Function):

@@ -9,7 +9,7 @@ Left out: other activation functions, which do not keep their inputs, and dropou
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,11 +30,19 @@ class _Again:
 
     __slots__ = ("autocast", "given", "made", "module", "narrow", "version", "weights")
 
-    def __init__(self, module: nn.Module, given: Tensor, made: Tensor, autocast: bool, narrow: torch.dtype):
+    def __init__(
+        self,
+        module: nn.Module,
+        given: Tensor,
+        made: Tensor,
+        autocast: bool,
+        narrow: torch.dtype,
+        gone: Callable[[Any], None],  # called once `made` is
+    ):
         self.module, self.given = module, _kept(given)
         self.weights = [_kept(weight) for weight in module._parameters.values() if weight is not None]
         self.autocast, self.narrow = autocast, narrow
-        self.made, self.version = weakref.ref(made), made._version  # what came out, as it came out
+        self.made, self.version = weakref.ref(made, gone), made._version  # what came out, as it came out
 
     def is_of(self, saved: Tensor) -> bool:
         """Is `saved`, which lies where it lay, what came out, or a view of that in another shape, unchanged?"""
@@ -80,7 +88,7 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
     if not torch.is_grad_enabled():
         yield
         return
-    known: dict[int, _Again] = {}  # by the place of what came out
+    known: dict[int, _Again] = {}  # of outputs that are still alive, by place: what they were made of may go with them
 
     def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
         device = output.device.type
@@ -88,7 +96,12 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
         if autocast and isinstance(module, nn.LayerNorm):
             output = output.to(narrow)
         if given and output.is_contiguous() and (place := output.data_ptr()):
-            known[place] = _Again(module, given[0], output, autocast, narrow)
+
+            def forget(made: Any) -> None:
+                if place in known and known[place].made is made:
+                    del known[place]
+
+            known[place] = _Again(module, given[0], output, autocast, narrow, forget)
         return output
 
     def pack(saved: Tensor) -> "_Kept | tuple[_Again, torch.Size, torch.dtype]":

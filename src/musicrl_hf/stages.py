@@ -1,11 +1,10 @@
 """A run of several stages, which goes on where it was cut short."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,10 @@ class Stages:
         try:
             work()
         except BaseException as error:
-            _note(begun, before + time.monotonic() - started)
+            with suppress(OSError):  # a full disk, say: what was raised says more
+                _note(begun, before + time.monotonic() - started)
             if isinstance(error, SystemExit):  # a training that was asked to end, and saved what it has
-                print("The same command goes on from there by itself.", file=sys.stderr)
+                print("Or give the same command again, which goes on from there by itself.", file=sys.stderr)
             raise
         seconds = before + time.monotonic() - started
         _note(stamp, seconds)
@@ -51,9 +51,13 @@ def _note(path: Path, seconds: float) -> None:
 
 @contextmanager
 def going_on_in(folder: Path) -> Iterator[str | None]:
-    """What a job in `folder` is to resume from: "last" where one that was asked to end left a checkpoint. Once it is done they go."""
-    from .training.checkpoints import oldest_first
+    """The checkpoint that a job in `folder` is to resume from: the last whole one that a SIGTERM left. Once the job is done they go."""
+    from .training.checkpoints import find_checkpoint, oldest_first, remove_checkpoint
 
-    yield "last" if folder.is_dir() and oldest_first(folder) else None
+    last = None
+    if folder.is_dir():
+        with suppress(FileNotFoundError):
+            last = find_checkpoint("last", str(folder))
+    yield last
     for checkpoint in oldest_first(folder):
-        shutil.rmtree(checkpoint)
+        remove_checkpoint(checkpoint)

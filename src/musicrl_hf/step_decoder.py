@@ -31,7 +31,7 @@ class StepDecoder:
     """State of B clips that are decoded together.
 
     It reads the weights once, when it is made: a change to them asks for a new one. While it lives it holds a second copy of the
-    linear layers' weights that are fused, or laid out anew (all of them on x86 CPUs).
+    linear layers' weights that are fused, have adapters, or are laid out anew (all of them on x86 CPUs).
 
     Args:
         decoder: MusicGen's decoder with its K heads.

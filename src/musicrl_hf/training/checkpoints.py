@@ -160,15 +160,19 @@ def oldest_first(folder: str | Path) -> list[Path]:
 def keep_newest(folder: Path, limit: int | None, best: str | None = None) -> None:
     """Remove all checkpoints of a folder but the best and the `limit` that were saved last; None or 0 keeps all.
 
-    The Trainer's own way removes them in place. Cut short, it leaves a folder that was changed last of all, and is then
-    kept as the newest in the place of a whole one. `best` is compared as a place: a run that is resumed may spell the same
-    folder in another way.
+    `best` is compared as a place: a run that is resumed may spell the same folder in another way.
     """
     for old in oldest_first(folder)[: -limit if limit else 0]:
         if best is None or old.resolve() != Path(best).resolve():
-            gone = folder / f"{ASIDE}old-{old.name}"
-            old.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_checkpoint(old)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Rename it aside first: the Trainer's own way, in place, leaves where it is cut short a folder that was changed last of all,
+    and is then kept as the newest in the place of a whole one."""
+    gone = folder.with_name(f"{ASIDE}old-{folder.name}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

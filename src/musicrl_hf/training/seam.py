@@ -205,7 +205,6 @@ class FlatTrainer(PlainOutputs):
             anchor: from `prepare_reference`; None hands over a copy of the model where TRL wants a reference.
         """
         flat = flat_of(model)
-        flat.entropy_gradient = self.entropy_in_loss
         with native_scoring(self.trl_module, lambda: anchor or copy_of(flat)):
             super().__init__(model=model, processing_class=FlatTokenizer.for_generator(flat), **kwargs)  # type: ignore[call-arg]
         flat.restore_audio_token_ids()
@@ -225,6 +224,11 @@ class FlatTrainer(PlainOutputs):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does; afterwards the generation config is the audio one again."""
-        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        generator = self.generator
+        before, generator.entropy_gradient = generator.entropy_gradient, self.entropy_in_loss
+        try:
+            output = super().train(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            generator.entropy_gradient = before
         self.generator.restore_audio_token_ids()
         return output
