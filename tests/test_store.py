@@ -1,5 +1,6 @@
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -50,6 +51,19 @@ def test_processes_that_open_a_new_store_at_once_agree(place):
     assert len({store.salt for store in opened}) == 1
     for store in opened:
         store.close()
+
+
+def test_a_new_store_waits_for_one_that_is_making_it(tmp_path):
+    maker = sqlite3.connect(tmp_path / DATABASE_FILE, isolation_level=None, check_same_thread=False)
+    maker.execute("BEGIN IMMEDIATE")  # no write-ahead log yet: to begin one, SQLite itself refuses at once
+    timer = threading.Timer(0.5, maker.execute, ["ROLLBACK"])
+    timer.start()
+    store = VoteStore(tmp_path)
+    with store.read() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+    store.close()
+    timer.join()
+    maker.close()
 
 
 def test_a_store_of_a_newer_version_is_refused(place):

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import sqlite3
 import threading
 import time
 import uuid
@@ -39,6 +40,7 @@ LAST_WITHDRAWAL = "withdrawal"  # setting: an id that says nothing but that some
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_064_311  # PostgreSQL's advisory lock: any number that is ours
 _CLIP_ID = re.compile("[0-9a-f]{32}")
+_BUSY_S = 30.0  # how long one who would write waits for another
 _ORPHAN_AGE_S = 3600.0  # a clip file without a row is one that is being written, or that nobody will ask for
 
 
@@ -301,14 +303,14 @@ def _engine(url: str) -> Engine:
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
         # What is deleted is overwritten: after `VoteStore.forget`, what was withdrawn is nowhere in the files.
         pragmas = (
-            "busy_timeout = 30000",
-            "journal_mode = WAL",
+            f"busy_timeout = {round(_BUSY_S * 1000)}",
             "synchronous = FULL",
             "foreign_keys = ON",
             "secure_delete = ON",
         )
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
+        _keep_log(connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -317,3 +319,16 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _keep_log(connection: sqlite3.Connection) -> None:
+    """Have a database keep a write-ahead log, waiting for others that open it: here SQLite heeds no `busy_timeout`."""
+    give_up = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
