@@ -38,12 +38,13 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *(
             page
-            for folder in ("recipes", "model_cards", "results", "benchmarks")
+            for folder in ("docs", "recipes", "model_cards", "results", "benchmarks")
             for page in ROOT.glob(f"{folder}/*.md")
         ),
     }
 )
 README = ROOT / "README.md"
+GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]  # what a user types stands here
 _, COMMANDS = _parser()
 LAYERS = (  # each may import from those before it, and from its own
     ("_environment", "audio", "descriptors", "config"),
@@ -240,7 +241,7 @@ def test_every_link_inside_the_project_leads_somewhere(page):
 
 def test_there_are_pages_with_links():
     names = {page.name for page in PAGES}
-    assert {"FINDINGS.md", "SCALING.md"} <= names
+    assert {"FINDINGS.md", "SCALING.md", "collecting.md", "training.md"} <= names
     assert {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "ATTRIBUTION.md"} <= names
     assert sum(len(local_links(page)) for page in PAGES) > 5
     assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
@@ -264,11 +265,12 @@ def options_of(command: str) -> set[str]:
     return options
 
 
-def test_git_passes_over_what_the_readme_has_one_write(tmp_path):
+def test_git_passes_over_what_the_guides_have_one_write(tmp_path):
     """In a repository of its own, so that it holds outside of one too."""
-    text = "\n".join([*shell_lines(README), *re.findall(r"`(musicrl [^`\n]+)`", README.read_text())])
+    pages = "\n".join(page.read_text() for page in GUIDES)
+    text = "\n".join([*(line for page in GUIDES for line in shell_lines(page)), *re.findall(r"`(musicrl [^`\n]+)`", pages)])
     made = set(re.findall(r"(?:-o|--out|--output_dir|--store|convert-codec \S+|>) ([\w./-]+)", text))
-    made |= set(re.findall(r'(?:save_file|to_json_file)\([^"\n]*"([^"]+)"', README.read_text()))
+    made |= set(re.findall(r'(?:save_file|to_json_file)\([^"\n]*"([^"]+)"', pages))
     made = {name for name in made | {"collected"} if not name.startswith(("postgresql", "/"))}
     assert {"prefs", "tuned", "out.wav", "codec_24khz", "weights.safetensors", "study", "prompts.txt"} <= made
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
@@ -286,7 +288,7 @@ def test_git_passes_over_what_the_readme_has_one_write(tmp_path):
     assert ignored.stdout == b""
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*GUIDES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def test_commands_on_the_pages_exist(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     inline = re.findall(r"`((?:musicrl|make) [^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))

@@ -10,12 +10,7 @@ SHIPPED = {
     "r": "R: `musicrl-tiny-r`",
     "u": "U: `musicrl-tiny-u`, of the small budget",
     "ru_before": "RU, without guidance in its weights",
-    "ru_whole": "the same, guidance added",
-    "ru_last": "tuned on from there, 165 steps",
-    "ru_one": "another seed, 80 steps on more votes",
-    "ru_two": "a third, likewise",
-    "ru_shares": "half of what each of the three learned, added up",
-    "ru": "and three quarters of 40 steps more: **`musicrl-tiny-ru`**",
+    "ru": "RU: **`musicrl-tiny-ru`**",
 }
 TRIED = {
     "base": "base",
@@ -67,7 +62,7 @@ def _short(value: float, digits: int) -> str:
 
 
 def shipped(found: dict[str, Any], table: Table) -> str:
-    """Base, R, U, and RU on its way to what ships."""
+    """Base, R, U and RU as they ship, and people's opinions of MusicRL's."""
     systems = {row["method"]: row for row in found["systems"]}
     rates, judges, base = _rates(found), _Judges(found["judged"]), systems["base"]
     rows = []
@@ -105,7 +100,7 @@ def as_played(found: dict[str, Any], table: Table) -> str:
 
 
 def tried(found: dict[str, Any], table: Table) -> str:
-    """The same systems as `shipped` in more detail, and guidance alone."""
+    """RU on its way to what ships, and guidance alone."""
     systems = {row["method"]: row for row in found["systems"]}
     rates, plain, judges = _rates(found), _rates(found, interval=False), _Judges(found["judged"])
     rows = []
@@ -114,9 +109,9 @@ def tried(found: dict[str, Any], table: Table) -> str:
         against = [rates.get((name, "base"), ""), plain.get((name, "r"), ""), plain.get((name, "u"), "")]
         scores = [f"{row['mean_rating']:.2f}", _short(row["adherence"], 3), _short(row["other_taste"], 2)]
         kept = "" if name == "base" else _kept(row, systems["base"])
-        cells = [*scores, *judges.cells(name, frechet=True), kept]
+        spent = ["" if name == "base" else f"{row['kl']:.0f}", kept]
+        cells = [*scores, *judges.cells(name, frechet=True), *spent]
         rows.append([label, *against, rates.get((name, "ru_before"), ""), *cells])
     head = ["", "against the base", "against R", "against U", "against RU before", "rating", "adherence"]
-    return table(
-        [*head, "another taste", *judges.head, "Frechet distance", f"{', '.join(DIVERSITY.values())} kept"], rows
-    )
+    head += ["another taste", *judges.head, "Frechet distance", "KL (nats)", f"{', '.join(DIVERSITY.values())} kept"]
+    return table(head, rows)

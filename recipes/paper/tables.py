@@ -263,15 +263,7 @@ def summary(found: dict[str, Any]) -> str:
         "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
         "More of what was measured: [results/README.md](results/README.md)."
     )
-    parts = [win_rates(found), opinion_scores(found)]
-    if found.get("judged"):
-        heard = found["judged"]["prompts"]
-        parts += [
-            f"What no reward heard: {heard} clips by the judges of instrument, tempo and key, and simulated listeners who took part in no "
-            "run; means over the seeds, lowest and highest.",
-            judged_ranges(found),
-        ]
-    return "\n\n".join([*parts, note])
+    return "\n\n".join([win_rates(found), opinion_scores(found), note])
 
 
 def of_other_votes(rewards: dict[str, Any]) -> list[str]:
@@ -319,6 +311,9 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
     if found["judged"]:
         parts += [
             f"## Independent judges ({found['judged']['prompts']} held-out prompts, guidance 1)",
+            "What no reward heard: the judges of instrument, tempo and key, and simulated listeners who took part in no run; means over the "
+            "seeds, lowest and highest; then each seed's.",
+            judged_ranges(found),
             judged(found),
         ]
     if found["curves"]:
@@ -350,8 +345,8 @@ def shown(found: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Tables of texts that somebody wrote: of each text by its path, each table by its name there."""
     readme, findings = {"summary": summary(found)}, {}
     if guided := found.get("guided"):
-        readme |= {"shipped": guided_tables.shipped(guided, table), "as played": guided_tables.as_played(guided, table)}
-        findings["guided"] = guided_tables.tried(guided, table)
+        readme["shipped"] = guided_tables.shipped(guided, table)
+        findings = {"as played": guided_tables.as_played(guided, table), "guided": guided_tables.tried(guided, table)}
     return {"README.md": readme, "results/FINDINGS.md": findings}
 
 
