@@ -27,6 +27,7 @@ def short_name(hardware: str) -> str:
     """AMD EPYC for "AMD EPYC (x86_64), 1 of 2 cores, ...", Intel Xeon for "Intel(R) Xeon(R) Processor (x86_64), ..."."""
     return re.sub(r"\(.*?\)|,.*| Processor", "", hardware).strip()
 
+
 FAST = """## What makes it fast
 
 Codes are sampled with keys and values in place, the text's computed once, and linear layers as one product in a layout that

@@ -268,7 +268,9 @@ def options_of(command: str) -> set[str]:
 def test_git_passes_over_what_the_guides_have_one_write(tmp_path):
     """In a repository of its own, so that it holds outside of one too."""
     pages = "\n".join(page.read_text() for page in GUIDES)
-    text = "\n".join([*(line for page in GUIDES for line in shell_lines(page)), *re.findall(r"`(musicrl [^`\n]+)`", pages)])
+    text = "\n".join(
+        [*(line for page in GUIDES for line in shell_lines(page)), *re.findall(r"`(musicrl [^`\n]+)`", pages)]
+    )
     made = set(re.findall(r"(?:-o|--out|--output_dir|--store|convert-codec \S+|>) ([\w./-]+)", text))
     made |= set(re.findall(r'(?:save_file|to_json_file)\([^"\n]*"([^"]+)"', pages))
     made = {name for name in made | {"collected"} if not name.startswith(("postgresql", "/"))}
