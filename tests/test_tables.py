@@ -1,5 +1,6 @@
 """Tables of data sets as people have them: which one is read, where clips are looked for, what is told of a wrong one."""
 
+import csv
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from hub_stand_in import Commit, HubStandIn, Repository
 from published import imported, pitch, tone_bytes, write_parquet, write_table, write_tones
 
 from musicrl_hf.preferences.importers.sources import FolderSource, HubSource, open_source
-from musicrl_hf.preferences.importers.tables import catalogue, clip_of, read_rows
+from musicrl_hf.preferences.importers.tables import catalogue, clip_of, read_rows, read_text_table, write_csv
 
 COLUMNS = ("uuid", "prompt", "answer")
 
@@ -61,6 +62,28 @@ def test_wrong_tables_are_named(tmp_path):
         FileNotFoundError, match="there is no folder .*nowhere: give a folder with a copy of the data set"
     ):
         open_source(tmp_path / "nowhere")
+
+
+def test_no_spreadsheet_takes_a_prompt_for_a_formula(tmp_path):
+    prompts = [
+        '=HYPERLINK("http://x","a reel")',
+        "+1 tune",
+        "- slow",
+        "@flute",
+        "\tx",
+        "'=quoted",
+        "''-twice",
+        "'tis a reel",
+        "a=b",
+    ]
+    write_csv(tmp_path / "votes.csv", ("prompt", "score"), [(prompt, -0.5) for prompt in prompts])
+    with open(tmp_path / "votes.csv", encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    assert not [cell for cell, _ in rows if cell[0] in "=+-@\t\r"]
+    assert [cell for cell, _ in rows][-2:] == prompts[-2:]
+    assert {score for _, score in rows} == {"-0.5"}  # numbers stay numbers
+    read = read_text_table(tmp_path / "votes.csv", "votes.csv")
+    assert [row.values["prompt"] for row in read] == prompts
 
 
 def test_clips_stay_in_their_table_until_they_are_read(tmp_path):

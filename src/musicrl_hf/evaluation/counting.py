@@ -1,14 +1,12 @@
 """From votes and ratings to the numbers of a comparison, without sound."""
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from ..audio import atomic_path
 from ..preferences.data_files import reading_parquet
 from ..preferences.listeners import count_listeners
 from ..preferences.schema import SCORE_COLUMNS, Vote, normalise_prompt
@@ -84,11 +82,3 @@ def ratings_in(folder: Path) -> list[Rating]:
                 if score is not None and row["chosen_model"] != row["rejected_model"]:
                     ratings.append(Rating(row["prompt"], model, score, row["listener"]))
     return ratings
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table as CSV, there whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)

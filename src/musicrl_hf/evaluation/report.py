@@ -21,14 +21,14 @@ from ..config import changed_fields
 from ..devices import find_device, find_dtype
 from ..generator import Clips, MusicRLForConditionalGeneration, load_generator
 from ..places import check_output, find_model
-from ..preferences.importers import has_prompts, read_votes, table_of, vote_columns
+from ..preferences.importers import has_prompts, read_votes, table_of, vote_columns, write_csv
 from ..preferences.listeners import LISTENER_VERSION, SimulatedListener, simulated_listeners
 from ..preferences.schema import Vote, read_prompts
 from ..records import read_collection
 from ..rewards import Reward
 from ..rewards.combine import find_reward, find_rewards, label_specs, move_reward
 from ..rewards.contract import ask_reward
-from .counting import count_votes, ranking, ratings_in, write_rows
+from .counting import count_votes, ranking, ratings_in
 from .metrics import CLIP_METRICS, DIVERSITY_METRICS, clip_metrics, distinct_ngrams, diversity
 from .page import headline, render_page
 from .study import Rater, best_of_player, check_replaced, check_study, sample_study
@@ -389,10 +389,10 @@ def _write(
     with atomic_path(out_dir / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     rows = ((vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener) for vote in votes)
-    write_rows(out_dir / "votes.csv", vote_columns(result["prompts"] is not None), rows)
+    write_csv(out_dir / "votes.csv", vote_columns(result["prompts"] is not None), rows)
     (out_dir / "ratings.csv").unlink(missing_ok=True)  # those of an evaluation before
     if ratings:
         scores = ((rating.prompt, rating.model, rating.score, rating.listener) for rating in ratings)
-        write_rows(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), scores)
+        write_csv(out_dir / "ratings.csv", ("prompt", "model", "score", "listener"), scores)
     with atomic_path(out_dir / PAGE_FILE) as temporary:
         temporary.write_text(render_page(result, players), encoding="utf-8")

@@ -7,6 +7,7 @@ brings them to one loudness, writes the rows and counts what was left out.
 from .comparisons import import_aime, import_cmi_pref, import_music_arena, import_musicprefs
 from .folder import import_folder
 from .ratings import RatedClip, import_musiceval, import_songeval, read_musiceval, read_songeval
+from .tables import write_csv
 from .votes import VOTE_COLUMNS, has_prompts, import_battles, read_votes, table_of, vote_columns
 from .writing import ClipOptions, ImportResult
 
@@ -29,4 +30,5 @@ __all__ = [
     "read_votes",
     "table_of",
     "vote_columns",
+    "write_csv",
 ]

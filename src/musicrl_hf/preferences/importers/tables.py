@@ -9,6 +9,7 @@ Messages count rows as a spreadsheet or an editor does: the first one of a file 
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,12 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ...audio import atomic_path
 from ..data_files import reading_parquet
 from .sources import Source, files_of_config
 from .writing import Clip
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
 CLIP_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+_FORMULA = re.compile(
+    r"'*[=+\-@\t\r]"
+)  # so begins what a spreadsheet would work out, or what is marked as a text already
 
 
 class _NotALine(ValueError):
@@ -233,11 +238,25 @@ def read_text_table(path: Path, label: str) -> list[TableRow]:
     return [TableRow(f"{label}, row {number}", values) for number, values in rows]
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table as CSV, there whole or not at all.
+
+    Prompts are what anybody typed: a text that a spreadsheet would take for a formula has an apostrophe before it, which
+    `read_text_table` takes away again.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row])
+
+
 def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
-    """As `csv.DictReader`, with each row's number: blank rows are passed over and counted, as spreadsheets show them."""
+    """As `csv.DictReader`, with each row's number: blank rows are passed over and counted, as spreadsheets show them, and marks of `write_csv` taken away."""
     numbered = ((number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells)
     _, header = next(numbered, (0, []))
-    for number, cells in numbered:
+    for number, marked in numbered:
+        cells = [cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in marked]
         beyond: dict[Any, Any] = {None: cells[len(header) :]} if len(cells) > len(header) else {}
         yield number, dict(zip_longest(header, cells[: len(header)])) | beyond
 

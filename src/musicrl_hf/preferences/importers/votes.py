@@ -1,17 +1,15 @@
 """Votes between named systems, without audio: what win rates and rankings are counted from."""
 
-import csv
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ...audio import atomic_path
 from ..data_files import reading_parquet
 from ..schema import Vote, votes_from_preferences
 from .folder import check_columns, read_table
-from .tables import read_text_table
+from .tables import read_text_table, write_csv
 from .writing import ImportResult, import_result
 
 VOTE_COLUMNS = ("prompt", "model_a", "model_b", "preference", "listener")
@@ -34,10 +32,8 @@ def import_battles(src: str | Path, out: str | Path) -> ImportResult:
     written = [",".join(vote_columns(with_prompts)) for with_prompts in (True, False)]
     if target.exists() and target.read_text(encoding="utf-8").partition("\n")[0].strip() not in written:
         raise ValueError(f"out is {out}, which holds a votes.csv that no import wrote: give another folder")
-    with atomic_path(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(vote_columns(has_prompts(src)))
-        writer.writerows([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
+    rows = ([vote.prompt, vote.model_a, vote.model_b, vote.preference, vote.listener] for vote in votes)
+    write_csv(target, vote_columns(has_prompts(src)), rows)
     systems = {name for vote in votes for name in (vote.model_a, vote.model_b)}
     return import_result(out, [vote.prompt for vote in votes], [vote.preference for vote in votes], systems)
 
