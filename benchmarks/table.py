@@ -37,10 +37,10 @@ with one is sampled as fast as a policy without. `--dtype bfloat16` halves what 
 decoder's weights while it lasts. Training holds the policy's logits of a few clips and one codebook at a time, and works them out
 again in the backward pass (PPO holds its anchor's whole).
 
-Codes come 1.5 to 2.8 times as fast on a CPU; if matrix products were all that takes time, it would be 2.5 to 4.9 times. Where the codes of a rollout are wanted
+Codes of `musicrl-tiny` come 1.5 to 2.8 times as fast on a CPU; if matrix products were all that takes time, it would be 2.5 to 4.9 times. Where the codes of a rollout are wanted
 too, which `generate` keeps to itself, it is 2.5 to 2.8 times as fast on the Intel CPU and 3.1 to 3.7 times on the AMD's. On the GPU a decoder step of
-musicgen-small's size takes 1.8 ms, ten times what reading its weights takes. DPO of so small a decoder as `musicrl-tiny`'s is **no faster** there than stock TRL's, but for 32 pairs a step against a causal LM:
-such a GPU waits for Python in both. At musicgen-small's size and 8 pairs of 10 s a step took 144 ms, 2.16 times as fast as there, with .45 of
+musicgen-small's size takes 1.8 ms, ten times what reading its weights takes. DPO of so small a decoder as `musicrl-tiny`'s is **slower** there than stock TRL's, .61 to .96 times as fast, but for 32 pairs a step against a causal LM (1.25):
+such a GPU waits for Python in both. At musicgen-small's size and 8 pairs of 10 s a step took 144 ms, 2.16 times as fast as stock TRL's, with .45 of
 the memory while what norms and GELUs put out was kept; now it takes 189 ms, of which most is likely to be Python's."""
 
 
