@@ -201,7 +201,7 @@ def draw_curves(found: dict[str, Any]) -> list[str]:
     written = []
     for name, rows in found["curves"].items():
         keys = [key for key in ("reward", *REWARDS) if key in rows[0]]
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
         for axis, (x, label) in zip(axes, (("kl", "KL to the base, nats a clip"), ("step", "step")), strict=True):
             for key in keys:
                 values = [row[key] for row in rows]
@@ -213,8 +213,7 @@ def draw_curves(found: dict[str, Any]) -> list[str]:
         axes[0].set_xscale("symlog", linthresh=10)
         axes[0].set_xlim(left=0)
         axes[0].set_ylabel("change from the base, in each curve's own range")
-        axes[1].legend(fontsize=8)
-        figure.tight_layout()
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
         with atomic_path(RESULTS / f"curves_{name}.svg") as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(figure)
