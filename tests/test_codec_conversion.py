@@ -141,9 +141,9 @@ def test_an_unreachable_publisher_is_told_with_the_remedy(tmp_path, monkeypatch)
     assert f"put it at {place}." in str(error.value)
 
 
-def test_the_lines_of_the_readme_make_what_the_command_takes(tmp_path, monkeypatch):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (lines,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "weights.safetensors" in code]
+def test_the_lines_of_the_page_make_what_the_command_takes(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (lines,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "weights.safetensors" in code]
     monkeypatch.chdir(tmp_path)
     exec(lines, {})
     assert main(["convert-codec", "weights.safetensors", "codec", "--config", "encodec_config.json"]) == 0
