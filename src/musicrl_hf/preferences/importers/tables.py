@@ -29,9 +29,8 @@ from .writing import Clip
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
 CLIP_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
-_FORMULA = re.compile(
-    r"'*[=+\-@\t\r]"
-)  # so begins what a spreadsheet would work out, or what is marked as a text already
+# So begins what a spreadsheet would work out, or what is marked as a text already.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 class _NotALine(ValueError):
