@@ -138,6 +138,17 @@ def run_on_a_full_disk(words: list[str], root: Path, log: Path, limit: int) -> N
     run_job(words, root, log)
 
 
+def run_on_a_full_disk_while_encoding(words: list[str], root: Path, log: Path, limit: int) -> None:
+    """The same from the first file of encoded clips on."""
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == "tempfile.mkdtemp" and ".safetensors." in str(arguments[0]):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    sys.addaudithook(watch)
+    run_job(words, root, log)
+
+
 def start(words: list[str], root: Path, log: Path, target=run_job, *arguments) -> multiprocessing.Process:
     """A process that runs a job."""
     paths = [str(HERE), str(HERE.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -113,6 +113,7 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
         normalise="normalise_then_sum",
         ru_adherence=0.25,
         variety=0.2,
+        max_kl=7.5,
         lora_r=2,
         rounds=2,
     )
@@ -140,8 +141,11 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
     ru2 = json.loads((out / "ru2" / "result.json").read_text())["config"]
     assert ru2["reward"] == [f"0.55*preference:{out / 'preference2'}", *beside]
     assert {name: config["kl_coef"] for name, config in settings.items()} == {"r": 0.002, "u": 0.002, "ru": 0.002}
+    assert {config["max_kl"] for config in (*settings.values(), ru2)} == {7.5}
     result = json.loads((out / "evaluation2" / "results.json").read_text())
     assert result["models"] == ["base", "r", "u", "ru", "ru2"]
+    assert "\nru2 against ru: " in (table := (out / "table.txt").read_text())
+    assert table.endswith("Tuned for 1 steps of 4 clips (ru 2). This is the short version.\n")
     assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
     under = {name: json.loads((out / name / "adapter_config.json").read_text()) for name in ("r", "u", "ru", "ru2")}
     assert {name: Path(config["base_model_name_or_path"]).name for name, config in under.items()} == {
@@ -242,12 +246,13 @@ def test_a_disk_that_is_full_hides_no_error(tmp_path, monkeypatch):
 
 def test_prompts_on_both_sides_are_refused(tmp_path):
     (tmp_path / "prompts.txt").write_text("slow air\nfast air\n")
-    with pytest.raises(ValueError, match="`eval_prompts` holds '(fast|slow) air', which `prompts` holds too"):
+    (tmp_path / "heldout.txt").write_text("Waltz\nSlow  air!\n")
+    with pytest.raises(ValueError, match="`eval_prompts` holds 'Slow  air!', which `prompts` holds too"):
         run_align(
             AlignJob(
                 output_dir=str(tmp_path / "out"),
                 prompts=str(tmp_path / "prompts.txt"),
-                eval_prompts=str(tmp_path / "prompts.txt"),
+                eval_prompts=str(tmp_path / "heldout.txt"),
                 heldout_prompts=2,
             )
         )
@@ -264,6 +269,7 @@ def test_prompts_on_both_sides_are_refused(tmp_path):
         ("rounds", 3),
         ("normalise", "mean"),
         ("ru_adherence", 1.0),
+        ("max_kl", 0.0),
         ("variety", -0.1),
         ("variety", 1.0),
     ],

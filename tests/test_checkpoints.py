@@ -12,7 +12,14 @@ import pytest
 import torch
 from tiny import tiny_generator
 
-from musicrl_hf.training.checkpoints import check_checkpoint, checkpoints_in, find_checkpoint, keep_newest, writing
+from musicrl_hf.training.checkpoints import (
+    check_checkpoint,
+    checkpoints_in,
+    find_checkpoint,
+    keep_newest,
+    train_or_stop,
+    writing,
+)
 from musicrl_hf.training.ppo import MusicPPOTrainer
 from musicrl_hf.training.ppo_config import MusicPPOConfig
 
@@ -158,6 +165,37 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("checkpoint-11", "checkpoint-3", "checkpoint-9", "checkpoint-notes")
     ]
+
+
+def test_the_one_that_was_just_saved_stays(tmp_path):
+    """Two that a clock which was ahead wrote: they count as older all the same."""
+    for number, saved in ((100, 4e9), (200, 4e9 + 1), (5, 1.0)):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{number}", (saved, saved))
+    keep_newest(tmp_path, 2, made=tmp_path / "checkpoint-5")
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5", "checkpoint-200"]
+
+
+def test_what_deepspeed_writes_is_looked_into_too(folder, tmp_path):
+    (folder / "checkpoint-2" / "global_step2").mkdir()
+    torch.save(Canary(tmp_path / "run_code"), folder / "checkpoint-2" / "global_step2" / "model_states.pt")
+    with pytest.raises(ValueError, match="global_step2/model_states.pt names .*mkdir, which it would call"):
+        find_checkpoint("last", str(folder))
+    assert not (tmp_path / "run_code").exists()
+
+
+def test_another_number_of_processes_is_said(folder, capsys):
+    for number in (0, 1):
+        shutil.copy(folder / "checkpoint-2" / "rng_state.pth", folder / "checkpoint-2" / f"rng_state_{number}.pth")
+    (folder / "checkpoint-2" / "rng_state.pth").unlink()
+    args = MusicPPOConfig(
+        output_dir=str(folder), max_steps=2, duration_s=0.1, per_device_train_batch_size=2, use_cpu=True
+    )
+    trainer = MusicPPOTrainer(tiny_generator(), loudness, args, ["slow piano", "fast drums"])
+    train_or_stop(trainer, str(folder / "checkpoint-2"))
+    assert "checkpoint-2 was saved by 2 processes and goes on with 1: what is drawn" in capsys.readouterr().err
+    train_or_stop(trainer, str(folder / "checkpoint-1"))
+    assert "was saved by" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("relative", ["folder", "best"])

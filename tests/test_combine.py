@@ -1,4 +1,7 @@
+import contextlib
 import math
+import signal
+import time
 
 import pytest
 import torch
@@ -126,6 +129,33 @@ def test_a_component_that_breaks_is_named(audio):
 
     with pytest.raises(ValueError, match=r"`broken` returned NaN or infinite scores for clip\(s\) \[1\]"):
         CombinedReward({"words": words, "broken": broken})(PROMPTS, audio, RATE)
+
+
+def test_a_reward_that_asks_a_server_again_and_again_is_given_up(audio):
+    calls = 0
+
+    def asks(prompts, audio, sampling_rate):
+        nonlocal calls
+        for _ in range(600):
+            calls += 1
+            with contextlib.suppress(Exception):
+                time.sleep(0.1)
+                raise ConnectionError("no answer")
+        return loudness(prompts, audio, sampling_rate)
+
+    def hears_nothing(prompts, audio, sampling_rate):
+        for _ in range(20):
+            with contextlib.suppress(BaseException):
+                time.sleep(0.1)
+        return loudness(prompts, audio, sampling_rate)
+
+    before, left = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0]  # of a test that has a limit itself
+    for reward in (asks, hears_nothing):
+        with pytest.raises(TimeoutError, match="`it` has not answered for 3 clips within 0.3 s"):
+            CombinedReward({"it": reward}, timeout_s=0.3)(PROMPTS, audio, RATE)
+    assert calls < 600  # and not only once it had given up by itself
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert 0 <= left - signal.getitimer(signal.ITIMER_REAL)[0] < 60
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,11 @@ def test_music_arena_as_one_table_that_holds_its_clips(tmp_path, marked):
         ({"total_listening_time_a": -2}, ValueError, r"total_listening_time_a is -2: it has to lie between 0 and inf"),
         ({"total_listening_time_a": "long"}, ValueError, r"total_listening_time_a is 'long': it has to be a number"),
         ({"date": "yesterday"}, ValueError, r"date is 'yesterday': use ISO 8601"),
+        (
+            {"date": "", "timestamp": 1e12},
+            ValueError,
+            r"uuid-1.json: timestamp is 1000000000000.0: it has to lie between 0 and 2.5",
+        ),
     ],
 )
 def test_a_wrong_battle_is_named_and_nothing_is_written(tmp_path, change, error, message):
@@ -304,6 +309,12 @@ def test_aime(tmp_path, layout):
             {"track-1-begin": "soon"},
             ValueError,
             r"row 2: track-1-begin is 'soon': it has to be a time, such as 00:01:03",
+        ),
+        ({"track-1-end": "9" * 400}, ValueError, r"row 2: track-1-end is '9*': it has to be a time, such as 00:01:03"),
+        (
+            {"track-1-end": "1:" * 200 + "1"},
+            ValueError,
+            r"row 2: track-1-end is .*: it has to be a time, such as 00:01:03",
         ),
         ({"track-1-end": "00:00:03"}, ValueError, r"row 2: track-1-end is '00:00:03': it has to lie behind 3 s"),
         (

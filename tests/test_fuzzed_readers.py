@@ -6,6 +6,7 @@ About 2,000 inputs in the default suite and 100,000 among the slow tests, shared
 import io
 import json
 import shutil
+import traceback
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import tiny_codec_config, tiny_generator
 
+import musicrl_hf
 from musicrl_hf import places, records
 from musicrl_hf.audio import audio_bytes, match_loudness, read_audio, resample
 from musicrl_hf.bundled import resolve
@@ -27,9 +29,12 @@ from musicrl_hf.config import load_config
 from musicrl_hf.evaluation.counting import count_votes, ratings_in
 from musicrl_hf.generator import load_generator
 from musicrl_hf.preferences.importers import (
+    import_aime,
+    import_cmi_pref,
     import_folder,
     import_music_arena,
     import_musiceval,
+    import_musicprefs,
     import_songeval,
     read_votes,
 )
@@ -257,6 +262,23 @@ def music_arena(folder, data):
     import_music_arena(folder, folder / "out")
 
 
+def aime(folder, data):
+    written(folder, "00001.wav", CLIPS["a.wav"])
+    written(folder, "00002.wav", CLIPS["b.wav"])
+    written(folder, "survey.jsonl", data)
+    import_aime(folder, folder / "out")
+
+
+def musicprefs(folder, data):
+    written(with_clips(folder), "human_preference.csv", data)
+    import_musicprefs(folder, folder / "out")
+
+
+def cmi_pref(folder, data):
+    written(with_clips(folder), "votes.jsonl", data)
+    import_cmi_pref(folder, folder / "out")
+
+
 def musiceval(folder, data):
     written(folder, "wav/S001_P001.wav", CLIPS["a.wav"])
     written(folder, "wav/S002_P001.wav", CLIPS["b.wav"])
@@ -354,14 +376,22 @@ def inputs(tmp_path_factory):
     songs = [{"file_name": f"{name}.wav", "annotation": [rating | {"Clarity": i}]} for i, name in enumerate("ab")]
     battle = {
         "prompt": {"prompt": "p"},
+        "timestamp": 1.7e9,
         "vote": {"preference": "A"},
         "a_metadata": {},
         "audio_a": "a.wav",
         "audio_b": "b.wav",
     }
+    survey = {"question-type": "Music Quality", "description": "air", "answer": 1}
+    for side in "12":
+        survey |= {f"model-{side}": side, f"track-{side}-id": int(side)}
+        survey |= {f"track-{side}-begin": "00:00:00", f"track-{side}-end": "00:00:01"}
+    preferred = {"audio_a": "a.wav", "audio_b": "b.wav", "caption": "air", "musicality": "a_wins"}
+    cmi = {"audio-path": "a.wav", "audio2": "b.wav", "prompt": "air", "model_a": "x", "model_b": "y"}
+    cmi |= {"preference-musicality": "model_a", "confidence_preference-musicality": 3}
     preference = dict.fromkeys(("prompt", "chosen", "rejected", "preference", "created_at", "confidence", *names), odd)
     READERS.update(
-        clips_jsonl=(clips_jsonl, rows.map(as_json_lines) | edited(as_json_lines(GOOD_CLIPS)), 150),
+        clips_jsonl=(clips_jsonl, rows.map(as_json_lines) | edited(as_json_lines(GOOD_CLIPS)), 130),
         clips_csv=(clips_csv, rows.map(as_csv) | edited(as_csv(GOOD_CLIPS)), 90),
         pairs_csv=(pairs_csv, rows.map(as_csv) | edited(as_csv([GOOD_PAIR])), 90),
         prompts_txt=(prompts_txt, st.binary(max_size=40) | edited("air\n\u2028jig\n".encode()), 120),
@@ -380,6 +410,13 @@ def inputs(tmp_path_factory):
         data_card=(data_card, edited(card), 12),
         songeval=(songeval, edited(as_json_lines(songs)) | rows.map(as_json_lines), 10),
         music_arena=(music_arena, edited(json.dumps(battle).encode()) | changed(battle), 6),
+        aime=(aime, edited(as_json_lines([survey])) | changed(survey), 8),
+        musicprefs=(
+            musicprefs,
+            edited(as_csv([preferred])) | changed(preferred).map(lambda row: as_csv([json.loads(row)])),
+            6,
+        ),
+        cmi_pref=(cmi_pref, edited(as_json_lines([cmi])) | changed(cmi), 6),
         musiceval=(musiceval, edited(b"S001_P001.wav,3.0,4.0\nS002_P001.wav,2,2\n", b"id\tprompt\nP001\tair\n"), 6),
         codec_weights=(codec_weights, edited(weights), 3),
         codec_config=(codec_config, changed(codec), 3),
@@ -390,9 +427,10 @@ def inputs(tmp_path_factory):
 
 
 def is_ours(error: BaseException) -> bool:
-    """ValueError or FileNotFoundError itself, or one that this package defines; and it says something."""
+    """ValueError or FileNotFoundError itself, or one that this package defines, raised here and not below; and it says something."""
     own = type(error) in (ValueError, FileNotFoundError) or type(error).__module__.startswith("musicrl_hf")
-    return own and len(str(error)) > 10
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return own and raised_in.is_relative_to(Path(musicrl_hf.__file__).parent) and len(str(error)) > 10
 
 
 def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
@@ -428,7 +466,7 @@ def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
 
 
 NAMES = """clips_jsonl clips_csv pairs_csv prompts_txt votes_csv votes_json yaml_file audio_file json_files preference_rows
-parquet_file parquet_preferences data_card songeval music_arena musiceval codec_weights codec_config generator_config
+parquet_file parquet_preferences data_card songeval music_arena aime musicprefs cmi_pref musiceval codec_weights codec_config generator_config
 tokenizer_files checkpoint_files""".split()
 
 

@@ -245,6 +245,19 @@ def test_a_file_that_cannot_be_written_whole(limit, root, unbroken, tmp_path):
     assert weights_of(folder) == unbroken("ppo", **SHORT)
 
 
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_a_disk_that_is_full_as_clips_are_encoded(kind, root, unbroken, tmp_path):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    process = start(job(kind, folder, **SHORT), root, log, interrupted.run_on_a_full_disk_while_encoding, 2000)
+    assert finish(process) == 2, log.read_text()
+    assert "Traceback" not in log.read_text()
+    (line,) = [line for line in log.read_text().splitlines() if "musicrl: error:" in line]
+    assert ".safetensors could not be written" in line
+    assert not [path for path in folder.rglob("*") if ".safetensors" in path.name]
+    assert finish(start(job(kind, folder, **SHORT), root, log)) == 0
+    assert weights_of(folder) == unbroken(kind, **SHORT)
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="only root may mount a small disk")
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [0.2, 0.9, 1.2, 1.5, 1.9])

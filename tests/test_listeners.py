@@ -11,6 +11,7 @@ from tiny import tiny_generator
 from musicrl_hf.audio import match_loudness, read_audio
 from musicrl_hf.preferences.codes import ClipEncoder
 from musicrl_hf.preferences.listeners import (
+    BOTH_BAD_BELOW,
     BRIGHT_WORDS,
     CHOICE_NOISE,
     DARK_WORDS,
@@ -112,6 +113,27 @@ def test_listeners_differ_and_stay_themselves():
     assert LISTENER_VERSION.startswith("simulated")
     with pytest.raises(ValueError, match="count is 0"):
         simulated_listeners(0)
+
+
+def test_this_version_of_the_listeners_is_these_numbers():
+    """All figures are by "simulated-2": who changes what its listeners like, or how they choose, has to give it another name."""
+    assert LISTENER_VERSION == "simulated-2"
+    assert (CHOICE_NOISE, TIE_WIDTH, BOTH_BAD_BELOW) == (0.45, 0.4, -4.0)
+    heard = clip_features(["a fast bright reel"] * 3, torch.stack([MAJOR, CHROMATIC, NOISE]), RATE)
+    assert heard.tolist() == [
+        pytest.approx(row, abs=0.03)
+        for row in (
+            [0.934, 0.875, 2.194, 1.908, 0.495, 0.120, 0.0, 0.0],
+            [-2.916, 0.911, 2.373, 3.000, 0.495, 0.148, 0.0, 0.0],
+            [-3.000, -2.250, -0.848, -2.559, 0.961, 0.998, 0.0, 0.0],
+        )
+    ]
+    for taste, weights in {
+        "usual": [0.6027, 0.4126, 0.5299, 0.5102, 1.2353, 0.7395, 0.6069, 0.4053],
+        "other": [0.2679, 0.2579, 0.8832, 1.0102, 0.7059, 0.4226, 0.6069, 0.6079],
+    }.items():
+        (listener,) = simulated_listeners(1, seed=5, taste=taste)
+        assert listener.weights == pytest.approx(weights, abs=1e-4)
 
 
 def test_another_taste_is_another_population_and_says_so():

@@ -765,6 +765,16 @@ def test_metrics_of_a_resumed_run_stand_there_once(tmp_path):
     assert steps() == [1, 2, 3, 4]
 
 
+def test_metrics_with_a_damaged_line_are_named(tmp_path):
+    args = config(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    MusicPPOTrainer(tiny_generator(), loudness, args, PROMPTS, callbacks=[MetricsWriter()]).train()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\0\0\0\n" + path.read_text())
+    trainer = MusicPPOTrainer(tiny_generator(), loudness, args, PROMPTS, callbacks=[MetricsWriter()])
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1 is not what a run logs"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_the_last_step_is_logged_whatever_logging_steps_is(tmp_path):
     args = config(tmp_path, max_steps=3, logging_steps=2)
     MusicPPOTrainer(tiny_generator(), loudness, args, PROMPTS, callbacks=[MetricsWriter()]).train()

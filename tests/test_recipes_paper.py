@@ -268,19 +268,24 @@ def test_votes_of_rounds_are_joined(recipe, tmp_path, monkeypatch):
 
 
 def test_where_guards_stop(recipe):
-    """The panel is best at step 10 and no better three times; the other panel rises to the end; KL grows by 8 nats a row."""
-    tables = recipe("tables")
+    """The panel is best at step 10 and no better three times; the other panel rises to the end; KL passes 30 nats and comes back."""
+    tables, curves = recipe("tables"), recipe("curve_tables")
     panel, other = [0.0, 0.5, 0.4, 0.3, 0.45, 0.9], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     rows = [
-        {"step": 10 * i, "kl": 8.0 * i, "panel_taste": panel[i], "other_taste": other[i]} for i in range(len(panel))
+        {"step": 10 * i, "kl": kl, "panel_taste": panel[i], "other_taste": other[i]}
+        for i, kl in enumerate([0.0, 8.0, 16.0, 31.0, 29.0, 40.0])
     ]
-    found = tables.stops(rows, patience=3, budgets=(10, 30))
-    assert {name: row["step"] for name, row in found.items()} == {
-        "held-out panel": 10,  # and not 50, which it never saw
-        "panel of another taste": 50,
-        "KL of 10 nats": 10,
-        "KL of 30 nats": 30,
+    found = curves.stops(rows, patience=3, budgets=(10, 30, 60))
+    assert {name: (row["step"], stopped) for name, (row, stopped) in found.items()} == {
+        "held-out panel": (10, 40),  # and not the policy of 50, which it never saw
+        "panel of another taste": (50, None),  # stops nothing
+        "KL of 10 nats": (10, 20),
+        "KL of 30 nats": (20, 30),  # and not 40, which comes after the budget was passed
+        "KL of 60 nats": (50, None),
     }
+    shown = curves.guards({"curves": {"one": [row | {"adherence": 0.5} for row in rows]}}, tables.REWARDS, tables.table)
+    assert "| one | KL of 30 nats | 20 | 30 | 16.0 |" in shown
+    assert "| one | panel of another taste | 50 |  | 40.0 |" in shown
 
 
 def test_a_table_says_who_listened(recipe):

@@ -18,7 +18,7 @@ from captions import BACKINGS, INSTRUMENTS, TEMPI, captions, mood_by_rule
 from render import MODE_SHARES
 
 from musicrl_hf.audio import atomic_path
-from musicrl_hf.preferences.schema import read_prompts
+from musicrl_hf.preferences.schema import normalise_prompt, read_prompts
 
 BUNDLED = Path(__file__).parent.parent.parent / "src" / "musicrl_hf" / "prompts"
 KINDS = {  # and their metre, about as often as in the bundled prompts
@@ -48,11 +48,12 @@ def random_facts(rng: random.Random) -> dict:
 def many_prompts(count: int, seed: int = 0, but_not: Iterable[str] = ()) -> list[str]:
     """`count` different prompts, none of those of `but_not`, one phrasing of each clip that nobody rendered."""
     rng = random.Random(seed)
-    known = {prompt for name in ("train", "heldout") for prompt in read_prompts(BUNDLED / f"{name}.txt")} | {*but_not}
+    bundled = [prompt for name in ("train", "heldout") for prompt in read_prompts(BUNDLED / f"{name}.txt")]
+    known = {normalise_prompt(prompt) for prompt in (*bundled, *but_not)}
     prompts: dict[str, None] = {}
     while len(prompts) < count:
         prompt = rng.choice(captions(random_facts(rng), rng))
-        if prompt not in known:
+        if normalise_prompt(prompt) not in known:
             prompts[prompt] = None
     return list(prompts)
 

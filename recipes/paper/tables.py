@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import curve_tables
 import guided_tables
 import larger_tables
 
@@ -45,7 +46,6 @@ JUDGED = {
 }
 
 _SAME = 0.05  # adherence: more than between two draws of the base's clips, less than between two adherence models
-GUARDED = ("panel_taste", "other_taste", "adherence")  # what a guard is to keep
 PANELS = ("panel_taste", "other_taste")  # simulated, of listeners who take no part in a run
 
 
@@ -117,7 +117,7 @@ def methods(systems: Sequence[dict[str, Any]]) -> str:
                 f"{row['mean_rating']:.2f}",
                 *(f"{row[key]:.3f}" if key in row else "" for key in ("preference", *PANELS, "adherence", "quality")),
                 f"{row['kl']:.1f}" if "kl" in row else "",
-                f"{row['timbre_distance_db']:.2f}",
+                kept_of(systems[0], row),
                 f"{row['seconds'] / 60:.0f}" if "seconds" in row else "",
                 str(row.get("peak_memory_mb", "")),
             ]
@@ -130,13 +130,19 @@ def methods(systems: Sequence[dict[str, Any]]) -> str:
         "adherence",
         "quality",
     ]
-    return table([*head, "KL (nats)", "diversity (dB)", "minutes", "peak MB"], rows)
+    return table([*head, "KL (nats)", "timbre, harmony, n-grams kept", "minutes", "peak MB"], rows)
+
+
+def kept_of(base: dict[str, Any], row: dict[str, Any]) -> str:
+    """How far apart a prompt's clips stay, in timbre and in harmony, and how many n-grams of codes are distinct: in % of the base's."""
+    kept = (100 * row[key] / base[key] for key in ("timbre_distance_db", "harmony_distance", "distinct_ngrams"))
+    return "" if row is base else f"{', '.join(f'{share:.0f}' for share in kept)} %"
 
 
 def rewards(found: dict[str, Any]) -> str:
     def line(name: str, row: dict[str, Any]) -> list[str]:
         low, high = row["chance_interval"]
-        agreement = row["judged_by"]["agreement"]
+        agreement, by_models = row["judged_by"]["agreement"], row["by_models"]
         others = ", ".join(
             f"{REWARDS.get(other, other)} {percent(value['accuracy'])}"
             for other, value in row.get("baselines", {}).items()
@@ -147,6 +153,10 @@ def rewards(found: dict[str, Any]) -> str:
             f"{100 * low:.0f} to {100 * high:.0f} %",
             f"{row['n_votes']} on {row['n_pairs']}",
             percent(agreement),
+            percent(row["accuracy"] / agreement),
+            ", ".join(
+                f"{models.partition(' / ')[0]} {percent(part['accuracy'])}" for models, part in by_models.items()
+            ),
             others,
             f"{row['calibration']['ece']:.3f}",
         ]
@@ -154,7 +164,7 @@ def rewards(found: dict[str, Any]) -> str:
     rows = [line(f"seed {name}", row) for name, row in found["rewards"]["by_seed"].items()]
     rows += [line(name.replace("_", " "), row) for name, row in found["rewards"]["ablations"].items()]
     head = ["preference reward", "right on held-out prompts", "a coin", "votes on pairs", "two listeners agree"]
-    return table([*head, "the higher one wins", "calibration error"], rows)
+    return table([*head, "share of that", "right on clips of", "the higher one wins", "calibration error"], rows)
 
 
 def judged(found: dict[str, Any]) -> str:
@@ -190,75 +200,13 @@ def judged_ranges(found: dict[str, Any]) -> str:
     return table(["", *parts], rows)
 
 
-def draw_curves(found: dict[str, Any]) -> list[str]:
-    """An SVG for each long run: every reward against KL, each from its own start in its own spread; their file names."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "musicrl"  # the same file from the same numbers
-    import matplotlib.pyplot as plt
-
-    written = []
-    for name, rows in found["curves"].items():
-        keys = [key for key in ("reward", *REWARDS) if key in rows[0]]
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
-        for axis, (x, label) in zip(axes, (("kl", "KL to the base, nats a clip"), ("step", "step")), strict=True):
-            for key in keys:
-                values = [row[key] for row in rows]
-                spread = max(values) - min(values) or 1.0
-                label_of = REWARDS.get(key, "what is trained on")
-                axis.plot([row[x] for row in rows], [(value - values[0]) / spread for value in values], label=label_of)
-            axis.set_xlabel(label)
-            axis.axhline(0, color="grey", linewidth=0.5)
-        axes[0].set_xscale("symlog", linthresh=10)
-        axes[0].set_xlim(left=0)
-        axes[0].set_ylabel("change from the base, in each curve's own range")
-        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-        with atomic_path(RESULTS / f"curves_{name}.svg") as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-        plt.close(figure)
-        written.append(f"curves_{name}.svg")
-    return written
-
-
-def guards(found: dict[str, Any]) -> str:
-    """Where each guard would have stopped a long run, and what the held-out panel said of it there."""
-    rows = []
-    for name, points in found["curves"].items():
-        best = max(points, key=lambda row: row["panel_taste"])
-        for guard, row in {**stops(points), "(best for the panel)": best, "none": points[-1]}.items():
-            heard = [f"{row[key]:.3f}" for key in GUARDED]
-            rows.append([name, guard, str(row["step"]), f"{row['kl']:.1f}", *heard])
-    return table(["run", "guard", "step", "KL (nats)", *(REWARDS[key] for key in GUARDED)], rows)
-
-
-def stops(
-    points: list[dict[str, float]], patience: int = 3, budgets: Sequence[float] = (10, 30, 60)
-) -> dict[str, dict]:
-    """Evaluation at which each guard hands over the policy.
-
-    A panel's guard hands over its best evaluation once `patience` later ones were no better; a KL budget the last one within it.
-    """
-    found = {}
-    for guard, key in (("held-out panel", "panel_taste"), ("panel of another taste", "other_taste")):
-        best = 0
-        for number, row in enumerate(points):
-            if row[key] > points[best][key]:
-                best = number
-            elif number - best >= patience:
-                break
-        found[guard] = points[best]
-    for budget in budgets:
-        found[f"KL of {budget:g} nats"] = [row for row in points if row["kl"] <= budget][-1]
-    return found
-
-
 def summary(found: dict[str, Any]) -> str:
     """What README.md shows."""
     seeds = len(found["seeds"])
     note = (
         f"{seeds} training seed{'' if seeds == 1 else 's'} of `musicrl align --recipe {' and '.join(found['recipes'])}`, listeners "
         f"{found['listeners']}: **simulated**, nobody listened. Win rates leave ties out. "
+        "Intervals come from prompts drawn anew, and say nothing of how far training seeds differ: each one's figure stands beside them. "
         "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
         "More of what was measured: [results/README.md](results/README.md)."
     )
@@ -294,6 +242,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         f"**simulated** ({found['listeners']}): nobody listened.",
         "## Which is preferred",
         win_rates(found),
+        "Intervals come from prompts drawn anew, and say nothing of how far training seeds differ: each one's figure stands beside them.",
         opinion_scores(found),
         "## Every reward, trained on or not, and diversity as a share of the base's",
         systems(found),
@@ -304,6 +253,8 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
     if found["methods"]:
         parts += [
             "## Other ways to tune, on the same reward and as many sampled clips",
+            "The first seed's preference reward alone, without variety, and 2,560 clips, four of a prompt. DPO on the votes has neither, but "
+            "the 1,536 pairs that were voted on; the best of 4 trains nothing, and samples four clips for each that it plays.",
             *made_before(found, found["methods"]),
             methods(found["methods"]),
         ]
@@ -317,7 +268,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         ]
     if found["curves"]:
         images = "\n\n".join(f"![{name}]({name})" for name in plots)
-        parts += ["## Too far", *made_before(found, found["reach"]), images, guards(found)]
+        parts += ["## Too far", *made_before(found, found["reach"]), images, curve_tables.guards(found, REWARDS, table)]
     if found["reach"]:
         parts += [
             "## How far these listeners can be moved",
@@ -364,7 +315,7 @@ def filled(text: str, name: str, what: str) -> str:
 
 def main() -> None:
     found = json.loads((RESULTS / "paper.json").read_text())
-    plots = draw_curves(found)
+    plots = curve_tables.draw_curves(found, REWARDS, RESULTS)
     texts = {"results/README.md": page(found, plots)}
     for path, tables in shown(found).items():
         texts[path] = (ROOT / path).read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from .stages import Stages, going_on_in
 
 RECIPES = Path(__file__).parent / "align_recipes"
 PROMPTS = Path(__file__).parent / "prompts"
+PAPER_CLIPS = 40 * 64  # that R and U of the recipe "paper" are tuned on
 
 
 def _option(default: Any, help: str) -> Any:
@@ -71,6 +72,10 @@ class AlignJob:
     # "normalise_then_sum", .4 for the preference reward.
     kl_coef: float = _option(0.002, "reward lost a nat of KL to the model, on several rewards")
     preference_kl_coef: float = _option(0.01, "the same on the preference reward alone")
+    max_kl: float | None = _option(
+        None,
+        "each PPO run ends at the first logged step beyond this many nats a clip from where it began; none for no limit",
+    )
     bf16: bool = _option(False, "train reward and generators in bfloat16, as `musicrl ppo --bf16 true` does")
     rounds: int = _option(1, "2 collects again, from `ru`, and tunes it on what was learned from both rounds' votes")
     seed: int = _option(0, "of everything")
@@ -84,6 +89,8 @@ class AlignJob:
             steps = getattr(self, name)
             if steps is not None and steps < 1:
                 raise ValueError(f"`{name}` must be at least 1 optimiser step, got {steps!r}.")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise ValueError(f"`max_kl` must be above 0 nats, or none for no limit, got {self.max_kl!r}.")
         if self.clips_per_prompt < 1 or self.ppo_batch_size % self.clips_per_prompt:
             raise ValueError(
                 f"`clips_per_prompt` = {self.clips_per_prompt} must divide `ppo_batch_size` = {self.ppo_batch_size}."
@@ -188,7 +195,7 @@ def run_align(job: AlignJob) -> Path:
         f"other simulated listeners compare the {len(systems) + 1} generators blind, on prompts kept out",
         lambda: _compare(job, systems, heldout, [preference, *([newest] if newest != preference else [])], evaluation),
     )
-    table = summary_table(json.loads((evaluation / "results.json").read_text()))
+    table = summary_table(json.loads((evaluation / "results.json").read_text()), job)
     with atomic_path(out / "table.txt") as temporary:
         temporary.write_text(table + "\n")
     print(f"\n{table}\n\nHear the clips and see the whole comparison: {evaluation / 'index.html'}")
@@ -280,6 +287,7 @@ def _tune(job: AlignJob, name: str, start: str, prompts: Path, preference: str |
                 lora_r=job.lora_r,
                 lora_alpha=2 * job.lora_r,
                 kl_coef=job.preference_kl_coef if alone else job.kl_coef,
+                max_kl=job.max_kl,
                 bf16=job.bf16,
                 seed=job.seed,
                 logging_steps=4,
@@ -306,14 +314,16 @@ def _compare(job: AlignJob, systems: list[str], heldout: Path, preferences: list
     )
 
 
-def summary_table(result: dict[str, Any]) -> str:
-    """The loop's outcome as text, one line a system.
+def summary_table(result: dict[str, Any], job: AlignJob) -> str:
+    """The loop's outcome as text: one line a system, then the pairs of tuned ones, and how much it was made with.
 
     Args:
         result: what `evaluate_models` gives and `evaluation/results.json` holds; the first model is the base.
+        job: by which it was made.
     """
     base, *tuned = result["models"]
     rates = {row["model"]: row for row in result["win_rates"] if row["against"] == base}
+    pairs = {(row["model"], row["against"]): row for row in result["win_rates"]}
     scores = {row["model"]: row["mean"] for row in result["mos"]}
     rewards = {name: {row["model"]: row["mean"] for row in table["means"]} for name, table in result["rewards"].items()}
     labels = {name: name.partition(":")[0] for name in rewards}
@@ -335,10 +345,14 @@ def summary_table(result: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     raters = result["raters"]
     kind = f"simulated listeners ({raters['simulated']})" if raters["simulated"] else "listeners"
+    later = [(a, b) for i, b in enumerate(tuned) for a in tuned[i + 1 :] if (a, b) in pairs]
+    lines += ["", *(f"{a} against {b}: {_percentages(pairs[a, b])}" for a, b in later)]
     note = (
         f"{result['prompts']} held-out prompts, {raters['clips_per_prompt']} clips each; {raters['per_clip']} of "
         f"{raters['listeners']} {kind} rate each clip from 1 to 5. Nobody listened.\n"
-        "This is the short version: a few steps on a small model, so that it takes minutes."
+        f"Tuned for {job.ppo_steps} steps of {job.ppo_batch_size} clips"
+        + (f" (ru {job.ru_steps})." if job.ru_steps else ".")
+        + " This is the short version." * (job.ppo_steps * job.ppo_batch_size < PAPER_CLIPS)
     )
     return "\n".join([*lines, "", note])
 
@@ -368,13 +382,14 @@ def _keep_settings(job: AlignJob, out: Path) -> None:
 
 def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:
     """The prompts of this run, as files that its jobs read, and its settings; held-out ones must not be among the others."""
+    from .preferences.schema import normalise_prompt
     from .training.ppo import read_prompts
 
     prompts = read_prompts(job.prompts or PROMPTS / "train.txt")
     heldout = read_prompts(job.eval_prompts or PROMPTS / "heldout.txt")[: job.heldout_prompts]
-    shared = {prompt.lower() for prompt in prompts} & {prompt.lower() for prompt in heldout}
-    if shared:
-        raise ValueError(f"`eval_prompts` holds {sorted(shared)[0]!r}, which `prompts` holds too; keep them apart.")
+    known = {normalise_prompt(prompt) for prompt in prompts}
+    if shared := [prompt for prompt in heldout if normalise_prompt(prompt) in known]:
+        raise ValueError(f"`eval_prompts` holds {shared[0]!r}, which `prompts` holds too; keep them apart.")
     _keep_settings(job, out)
     for name, lines in (("prompts.txt", prompts), ("heldout_prompts.txt", heldout)):
         with atomic_path(out / name) as temporary:

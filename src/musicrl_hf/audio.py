@@ -18,6 +18,7 @@ import pyloudnorm
 import soundfile
 import torch
 import torchaudio
+from safetensors import SafetensorError
 from torch import Tensor
 
 MAX_DURATION_S = 30.0
@@ -59,6 +60,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (a file or a folder to be made); it replaces `path` on success only.
 
     On an error nothing is left behind and what stood at `path` stays as it was.
+
+    Raises:
+        OSError: the body could not write, a full disk say; it names `path` where what was raised names no file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             # A folder cannot be renamed over a full one: the old one steps aside until the new one stands.
             target.rename(scratch / "replaced")
         temporary.replace(target)
+    except SafetensorError as error:
+        raise OSError(f"{target} could not be written: {error}") from error
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
     finally:
         replaced = scratch / "replaced"
         if replaced.exists() and not target.exists():

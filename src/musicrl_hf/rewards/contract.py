@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +56,12 @@ def ask_reward(
         ValueError: it raised, or its scores are refused by `check_scores`.
         TimeoutError: it took longer.
     """
-    late = late_answer(name, len(audio), timeout_s)
     try:
-        with _time_limit(timeout_s, late):
+        with _time_limit(timeout_s):
             scores = reward(prompts, audio, sampling_rate)
+    except _TooLate:
+        raise late_answer(name, len(audio), timeout_s) from None
     except Exception as error:  # it may be anybody's code
-        if error is late:
-            raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
             f"Reward `{name}` raised {type(error).__name__} for {len(audio)} clips: {error} ({place.filename}, line "
@@ -78,25 +78,38 @@ def late_answer(name: str, clips: int, timeout_s: float) -> TimeoutError:
     )
 
 
+class _TooLate(BaseException):
+    """No `Exception`, which a reward that asks a server again and again would take for one more failure of the server's."""
+
+
 @contextmanager
-def _time_limit(seconds: float, error: TimeoutError) -> Iterator[None]:
-    """Raise `error` in the body once it has taken so long."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise `_TooLate` in the body once it has taken so long, and every second from then on until it lets go."""
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
+    began, over, late = time.monotonic(), False, False
 
     def stop(number: int, frame: Any) -> None:
-        raise error
+        nonlocal late
+        if not over:
+            late = True
+            raise _TooLate
 
     handler = signal.signal(signal.SIGALRM, stop)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
-        yield
+        try:
+            yield
+        finally:
+            over = True
+        if late:  # the body has passed over it
+            raise _TooLate
     finally:
-        rest, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:  # somebody else's timer was running
-            signal.setitimer(signal.ITIMER_REAL, max(left - (seconds - rest), 1e-3), interval)
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)
 
 
 def check_scores(scores: Tensor, batch_size: int, name: str = "reward") -> Tensor:

@@ -125,7 +125,15 @@ class MetricsWriter(TrainerCallback):
         if not state.is_world_process_zero or not path.is_file():
             return
         whole = path.read_text().rpartition("\n")[0]  # a machine that broke down may have left half a line behind it
-        lines = [line for line in whole.splitlines() if json.loads(line)["step"] <= state.global_step]
+        lines = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                if json.loads(line)["step"] <= state.global_step:
+                    lines.append(line)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not what a run logs ({error}): remove that line."
+                ) from error
         with atomic_path(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines if state.log_history))
 

@@ -80,7 +80,7 @@ class WholeCheckpoints:
             if self.args.should_save:
                 shutil.rmtree(aside, ignore_errors=True)
         if self.args.should_save:
-            keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint, made)
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -157,12 +157,14 @@ def oldest_first(folder: str | Path) -> list[Path]:
     return sorted(checkpoints_in(folder), key=saved_at)
 
 
-def keep_newest(folder: Path, limit: int | None, best: str | None = None) -> None:
+def keep_newest(folder: Path, limit: int | None, best: str | None = None, made: Path | None = None) -> None:
     """Remove all checkpoints of a folder but the best and the `limit` that were saved last; None or 0 keeps all.
 
-    `best` is compared as a place: a run that is resumed may spell the same folder in another way.
+    `best` is compared as a place: a run that is resumed may spell the same folder in another way. The one that was `made` just now is
+    the last, whatever the times of others say: a clock that was ahead, say, or a copy.
     """
-    for old in oldest_first(folder)[: -limit if limit else 0]:
+    ordered = sorted(oldest_first(folder), key=lambda path: path == made)
+    for old in ordered[: -limit if limit else 0]:
         if best is None or old.resolve() != Path(best).resolve():
             remove_checkpoint(old)
 
@@ -296,7 +298,8 @@ _UNREADABLE = (
 
 
 def _pickled(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
+    """DeepSpeed's lie in a folder of their own."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".pt", ".pth", ".bin") and path.is_file())
 
 
 # -- stopping --------------------------------------------------------------------------------------------------------------
@@ -360,6 +363,14 @@ def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> T
         OSError: a checkpoint could not be written.
         SystemExit: on SIGTERM.
     """
+    if checkpoint is not None and trainer.accelerator.is_main_process:
+        before, now = len([*Path(checkpoint).glob("rng_state*.pth")]), trainer.args.world_size
+        if before != now:
+            print(
+                f"{checkpoint} was saved by {before} process{'es' * (before != 1)} and goes on with {now}: what is drawn from here on is "
+                "not what it would have been.",
+                file=sys.stderr,
+            )
     stop = StopOnTermination(every)
     trainer.add_callback(stop)
     with stop.listening():

@@ -318,10 +318,9 @@ def run_reward(job: RewardJob) -> Path:
         keep_ties = side == "train" and job.ties == "half"
         called = {"train": "rows to train on", "test": "held-out rows (a `test_share` holds out more)"}[side]
         kept[side], counts[side] = decided_pairs(rows, job.min_seconds, keep_ties, called)
-    reached = {}
-    if PartialState().is_main_process:  # before the training, so that a reward that fails costs none
-        for label, load in baselines.items():
-            reached[label] = _baseline(load(), kept["test"], job.crop_s, label, args.device)
+    reached = {}  # before the training, so that a reward that fails costs none
+    for label, load in baselines.items() if PartialState().is_main_process else ():
+        reached[label] = _baseline(load(), kept["test"], job.crop_s, label, args.device)
 
     model = build_model(job).to(args.device)
     clips = ClipSequences(model, job.crop_s, job.cache_dir or Path(job.output_dir) / "clips")
@@ -347,9 +346,13 @@ def run_reward(job: RewardJob) -> Path:
     )
     ShortProgress.shorten(trainer)
     outcome = train_or_stop(trainer, checkpoint)
-    margins = held_out_margins(trainer, test)
     if job.lora_r:
-        trainer.model.merge_and_unload()
+        trainer.model = trainer.model.merge_and_unload()
+    whole = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
+    if trainer.is_world_process_zero():  # before the report, which takes its time
+        with writing(job.output_dir):
+            _save(model, Path(job.output_dir), whole)
+    margins = held_out_margins(trainer, test)
     meetings = list(zip(kept["test"]["chosen_model"], kept["test"]["rejected_model"]))
     metrics = accuracy_report(margins, meetings, pair_votes(kept["test"])) | {
         "baselines": reached,
@@ -357,10 +360,7 @@ def run_reward(job: RewardJob) -> Path:
         "train_loss": outcome.training_loss,
         "rows": counts,
     }
-    whole = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
-        with writing(job.output_dir):
-            _save(model, Path(job.output_dir), whole)
         method = f"Bradley-Terry on {'the decoder of a generator' if job.backbone == 'generator' else 'frozen CLAP'}"
         write_record(job.output_dir, run_record(trainer, job, name, method, metrics, time.monotonic() - started))
         print(report_text(metrics))

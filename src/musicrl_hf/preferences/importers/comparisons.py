@@ -25,6 +25,8 @@ PROMPT_COLUMNS = ("prompt", "caption", "description", "text")
 CMI_COLUMNS = ("audio-path", "audio2", "prompt", "model_a", "model_b")
 CMI_CRITERIA = ("musicality", "alignment")
 
+_LAST_SECOND = datetime.max.replace(tzinfo=UTC).timestamp()  # of the year 9999
+
 Builder = Callable[[TableRow], Comparison | str]
 """Turns a row into a comparison, or says why the row is left out."""
 
@@ -300,7 +302,7 @@ def _date(row: TableRow) -> str | None:
             return datetime.fromisoformat(row.text("date")).isoformat()
         except ValueError as error:
             raise row.error("date", "use ISO 8601, such as 2026-01-31T12:00:00+00:00") from error
-    seconds = row.number("timestamp", low=0)
+    seconds = row.number("timestamp", low=0, high=_LAST_SECOND)
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
@@ -312,9 +314,9 @@ def _track_key(name: str) -> str | None:
 
 def _seconds(row: TableRow, column: str) -> float:
     """Seconds of "00:01:03", "01:03" or a number."""
-    seconds = 0.0
-    for part in row.text(column).split(":"):
-        if not re.fullmatch(r"\d+(\.\d+)?", part):
+    seconds, parts = 0.0, row.text(column).split(":")
+    for part in parts:
+        if len(parts) > 3 or not re.fullmatch(r"\d{1,6}(\.\d+)?", part):
             raise row.error(column, "it has to be a time, such as 00:01:03")
         seconds = 60 * seconds + float(part)
     return seconds
