@@ -149,7 +149,10 @@ def test_a_reward_that_asks_a_server_again_and_again_is_given_up(audio):
                 time.sleep(0.1)
         return loudness(prompts, audio, sampling_rate)
 
-    before, left = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0]  # of a test that has a limit itself
+    before, left = (
+        signal.getsignal(signal.SIGALRM),
+        signal.getitimer(signal.ITIMER_REAL)[0],
+    )  # of a test that has a limit itself
     for reward in (asks, hears_nothing):
         with pytest.raises(TimeoutError, match="`it` has not answered for 3 clips within 0.3 s"):
             CombinedReward({"it": reward}, timeout_s=0.3)(PROMPTS, audio, RATE)
