@@ -34,11 +34,18 @@ tiny: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r recipes/requirements-alone.txt
 	$(BIN)/python recipes/run.py --work build/tiny
 
-# The tables of MusicRL's paper on the bundled models, with simulated listeners; some twenty hours of one core. Leaves results/.
+# The tables of MusicRL's paper on the bundled models, with simulated listeners: some fifteen hours of one core, and ten more at
+# least for the parts "larger" and "guided". The judges need what `make tiny` needs (recipes/README.md). Leaves results/.
 paper: $(STAMP)
 	$(BIN)/python recipes/paper/run.py --work build/paper
+	$(BIN)/python -m pip install --quiet -r recipes/requirements.txt "matplotlib>=3.8"
+	$(BIN)/python -m pip install --quiet --no-deps -r recipes/requirements-alone.txt
+	for stage in corpus render judges; do $(BIN)/python recipes/$$stage.py --work build/tiny || exit 1; done
+	$(BIN)/python recipes/paper/judged.py --work build/paper
+	$(BIN)/python recipes/paper/judged.py --work build/paper --part larger
+	$(BIN)/python recipes/paper/judged.py --work build/paper --part guided --draws 4
+	$(BIN)/python recipes/paper/judged.py --work build/paper --part guided --draws 4 --guidance 3 --systems base r u ru
 	$(BIN)/python recipes/paper/gather.py --work build/paper
-	$(BIN)/python -m pip install --quiet "matplotlib>=3.8"
 	$(BIN)/python recipes/paper/tables.py
 
 clean:

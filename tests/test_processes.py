@@ -64,8 +64,10 @@ def listener() -> CombinedReward:
     return CombinedReward(parts, normalise="normalise_then_sum")
 
 
-def train(kind: str, folder: Path, processes: int = 1, accumulation: int = 1) -> list[float]:
-    """Four steps of `BATCH`; leaves model.safetensors in the folder and gives the losses."""
+def train(
+    kind: str, folder: Path, processes: int = 1, accumulation: int = 1, saves: bool = False, resume: str | None = None
+) -> list[float]:
+    """Four steps of `BATCH`, or what is left of them; leaves model.safetensors in the folder and gives the losses."""
     options = {
         "per_device_train_batch_size": BATCH // processes // accumulation,
         "gradient_accumulation_steps": accumulation,
@@ -78,6 +80,8 @@ def train(kind: str, folder: Path, processes: int = 1, accumulation: int = 1) ->
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in log if "loss" in line]
     options |= {"optim": "sgd", "learning_rate": 0.1}
+    if saves:  # with an optimiser that has a state
+        options |= {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-2}
     if kind == "dpo":
         from test_dpo import config, pairs
 
@@ -95,7 +99,7 @@ def train(kind: str, folder: Path, processes: int = 1, accumulation: int = 1) ->
         passes = {"paper": {"objective": "paper"}, "ppo": {"objective": "ppo", "num_ppo_epochs": 2}}[kind]
         args = config(folder, num_generations=4, **options, **passes)
         trainer = MusicPPOTrainer(generator_of_known_clips(), listener(), args, PROMPTS)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     assert trainer.args.world_size == processes
     trainer.save_model(str(folder))
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
@@ -181,9 +185,21 @@ def launch_environment(name: str) -> dict[str, str]:
 def test_what_accelerate_is_started_with_is_known_to_it(path):
     config = load_config_from_file(str(path))
     assert set(config.deepspeed_config) <= set(vars(launch_command_parser().parse_args(["script.py"])))
-    kinds = {"cpu": "NO", "one_gpu": "NO", "several_gpus": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    kinds = {"cpu": "NO", "one_gpu": "NO", "several_gpus": "MULTI_GPU", "several_machines": "MULTI_GPU"}
+    kinds |= {"fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
     assert config.distributed_type == DistributedType(kinds[path.stem])
     assert f"examples/accelerate/{path.name}" in path.read_text() or path.stem == "cpu"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_machine_starts_its_share(rank):
+    """What torch's launcher is told on each of the two machines."""
+    file = str(ACCELERATE / "several_machines.yaml")
+    words = ["--config_file", file, "--machine_rank", str(rank), "-m", "musicrl_hf.cli", "rloo"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    prepare_multi_gpu_env(args)
+    assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "8", rank)
+    assert args.rdzv_endpoint == "10.0.0.1:29500"
 
 
 def test_fsdp2_is_what_its_file_says(monkeypatch):
@@ -214,3 +230,7 @@ def test_shards_of_fsdp2_equal_one_whole(whole, tmp_path):
     for kind in SHARDED:
         assert_alike((found[kind], load_file(tmp_path / kind / "model.safetensors")), whole(kind))
     assert abs(found["sampled"]["kl"]) < 1e-5  # of clips that the sharded policy has drawn itself
+    before, after = (load_file(tmp_path / "saved" / f"{name}.safetensors") for name in ("unbroken", "model"))
+    assert found["resumed"] == found["unbroken"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # resumed to the bit

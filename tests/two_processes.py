@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from tiny import tiny_generator
 
+from musicrl_hf.training.checkpoints import find_checkpoint
 from musicrl_hf.training.processes import end_processes
 
 
@@ -66,6 +67,14 @@ def run_fsdp2(folder: Path) -> dict:
     for kind in SHARDED:
         found[kind] = train(kind, folder / kind, processes=2)
         assert PartialState().distributed_type == DistributedType.FSDP
+    saved = folder / "saved"
+    found["unbroken"] = train("dpo", saved, processes=2, saves=True)
+    if PartialState().is_main_process:
+        (saved / "model.safetensors").rename(saved / "unbroken.safetensors")
+    PartialState().wait_for_everyone()
+    found["resumed"] = train(
+        "dpo", saved, processes=2, saves=True, resume=find_checkpoint(str(saved / "checkpoint-2"), str(saved))
+    )
     return found | {"sampled": run_online("rloo", folder / "sampled")}
 
 
