@@ -23,7 +23,7 @@ from musicrl_hf.cli import main
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
 from musicrl_hf.training.checkpoints import ASIDE, STOPPED, check_checkpoint, checkpoints_in, find_checkpoint
 
-KILLS = 4  # of each trainer
+KILLS = 20  # of each trainer
 SHORT = {"max_steps": "6"}
 
 
@@ -79,15 +79,20 @@ def whole_and_tidy(folder: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(kind, root, unbroken, tmp_path):
-    wanted = unbroken(kind)
+    """Killed anywhere from its first moment on, behind a step that chance names, and, every other time, while it saves."""
+    long = {"max_steps": "80"}
+    wanted = unbroken(kind, **long)
     chance = random.Random(kind)
     folder, log = tmp_path / "out", tmp_path / "log"
     saving = 0
     for number in range(KILLS):
         saved = last_step(folder)
         resume = {"resume_from_checkpoint": "last"} if saved else {}
-        process = start(job(kind, folder, **resume), root, log)
-        wait_for_step(saved + chance.randint(0, 3), folder, process)
+        process = start(job(kind, folder, **long, **resume), root, log)
+        if number % 4:
+            wait_for_step(saved + chance.randint(0, 3), folder, process)
+        else:
+            time.sleep(chance.uniform(0, 3))
         if number % 2:  # while the next checkpoint is being saved
             while not any(folder.glob(f"{ASIDE}checkpoint-*")) and process.is_alive():
                 time.sleep(0.001)
@@ -96,7 +101,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(kind, root, unbro
         assert finish(process) == -signal.SIGKILL, log.read_text()
         saving += any(folder.glob(f"{ASIDE}checkpoint-*"))
     print(f"{kind}: {KILLS} kills, {saving} of them while a checkpoint was being saved")
-    assert finish(start(job(kind, folder, resume_from_checkpoint="last"), root, log)) == 0, log.read_text()
+    assert finish(start(job(kind, folder, **long, resume_from_checkpoint="last"), root, log)) == 0, log.read_text()
     assert weights_of(folder) == wanted
     whole_and_tidy(folder)
     assert len(checkpoints_in(folder)) == 2  # save_total_limit
