@@ -1,6 +1,6 @@
 """The larger budget: R, U and RU on sixteen times the prompts, with four times the clips in a step, and two rounds of votes.
 
-A tuned generator is heard 38,400 times in 150 steps: an hour of two CPU cores, or 200 s of a large GPU that three of them share.
+A tuned generator is heard 38,400 times in 150 steps: an hour and a half of a CPU core, or 200 s of a large GPU that three of them share.
 Beside the learned reward stands `variety`, for without it a prompt's clips become one clip.
 """
 

@@ -20,13 +20,14 @@ class Sizes:
 
     align: tuple[str, ...] = ()  # what is said to `musicrl align` beside its recipe
     ppo_steps: int = 40  # of each method, and so its budget of clips
-    ru_steps: int = 80
+    ru_steps: int = 64
     batch: int = 64  # clips a step
     duration_s: float = 3.0
     pairs_labelled: int = 5  # a prompt and round, of the iterated DPO: 128 prompts x 5 pairs x 2 clips x 2 rounds
     dpo_steps: int = 150
     reward_steps: int = 200  # as many as of the loop's own reward
     clips_per_prompt: int = 4  # of a step, compared with each other
+    ru_clips_per_prompt: int = 8
     long_steps: int = 96  # of the runs that are to go too far
     eval_every: int = 8  # steps
     heldout_clips: int = 2  # a prompt
@@ -57,6 +58,7 @@ TINY = Sizes(
     ru_steps=2,
     batch=4,
     clips_per_prompt=2,
+    ru_clips_per_prompt=2,
     duration_s=1.0,
     pairs_labelled=1,
     dpo_steps=2,
@@ -266,16 +268,11 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
 
 def limits(work: Path, sizes: Sizes) -> list[Run]:
     """What holds RU back, its reward or its tuning: the voters' own taste in place of what was learned from their votes, and
-    either of them for three times the steps, with twice the clips of a prompt and a nat of KL at half the price."""
+    either of them for three times the steps, with a nat of KL at half the price."""
     seed, out = work / "seed_0", work / "limits"
     rewards = {"learned": f"preference:{seed / 'preference'}", "voters": VOTERS}
-    usual = (
-        *("--max_steps", str(sizes.ru_steps), "--num_generations", str(sizes.clips_per_prompt), "--kl_coef", "0.01"),
-    )
-    longer = (
-        *("--max_steps", str(3 * sizes.ru_steps), "--num_generations", str(2 * sizes.clips_per_prompt)),
-        *("--kl_coef", "0.005"),
-    )
+    usual = ("--max_steps", str(sizes.ru_steps), "--kl_coef", "0.01")
+    longer = ("--max_steps", str(3 * sizes.ru_steps), "--kl_coef", "0.005")
     planned = {
         "ru_voters": (rewards["voters"], usual),
         "ru_longer": (rewards["learned"], longer),
@@ -295,7 +292,8 @@ def limits(work: Path, sizes: Sizes) -> list[Run]:
             ),
             *("--duration_s", f"{sizes.duration_s:g}", "--per_device_train_batch_size", str(sizes.batch)),
             *("--learning_rate", "5e-4", "--lora_r", "16", "--lora_alpha", "32", "--seed", "0", "--logging_steps", "8"),
-            *("--normalise", "normalise_then_sum", "--reward", f"0.65*{reward}", "0.35*adherence", *words),
+            *("--num_generations", str(sizes.ru_clips_per_prompt), "--normalise", "normalise_then_sum"),
+            *("--reward", f"0.5*{reward}", "0.3*adherence", "0.2*variety", *words),
             *("--output_dir", str(out / name)),
         )
         runs.append(Run(name, command, out / name / "result.json"))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
@@ -166,7 +167,9 @@ def loading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # which tokenizers raises itself, and transformers whatever a wrong value runs into
-        if type(error) is ValueError or isinstance(error, OSError) and not Path(source).is_dir():
+        raised_in = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][-1]
+        own = type(error) is ValueError and raised_in.startswith(f"{__package__}.")
+        if own or isinstance(error, OSError) and not Path(source).is_dir():
             raise
         raise ValueError(
             f"{source} cannot be loaded: its configuration, its weights and what else it holds make no model of this kind "
