@@ -80,7 +80,7 @@ def sections(found: dict[str, Any], table: Table) -> list[str]:
     parts = [
         "## On a larger budget",
         "2,048 prompts in place of 128 (`recipes/paper/many_prompts.py`, none of them among the held-out ones), four pairs of each and three "
-        "votes a pair; steps of 256 clips, eight of a prompt, in place of 64 and four; a nat of KL at .01 to .02, and beside every preference reward "
+        "votes a pair; steps of 256 clips, eight of a prompt, in place of 64 and, as the small budget had then, four; a nat of KL at .01 to .02, and beside every preference reward "
         "`variety` at .2 to .35, the distance of a prompt's clips from each other (`recipes/paper/larger.py` has each run's). One seed of everything. The first "
         f"reward is right in {right['reward']} of {first['n_votes']:,} votes on held-out prompts (the panel's own taste in "
         f"{first['baselines']['panel_taste']['accuracy']:.1%}), one that hears rhythm too in {right['reward_rhythm']} of the same. The first RU learned from the "
