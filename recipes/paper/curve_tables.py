@@ -23,11 +23,7 @@ def draw_curves(found: dict[str, Any], names: Mapping[str, str], results: Path) 
     for name, rows in found["curves"].items():
         keys = [key for key in ("reward", *names) if key in rows[0]]
         tuned_on = sum(key.startswith(("preference", "reward_")) for key in rows[0])  # an evaluation adds rewards up
-        trained = (
-            "what is trained on"
-            if tuned_on == 1
-            else f"sum of the {tuned_on} rewards, of which the worst is trained on"
-        )
+        trained = "what is trained on" if tuned_on == 1 else f"sum of its {tuned_on} rewards"
         figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
         for axis, (x, label) in zip(axes, (("kl", "KL to the base, nats a clip"), ("step", "step")), strict=True):
             for key in keys:

@@ -45,6 +45,7 @@ JUDGED = {
     "key_neighbour": "key or neighbour",
 }
 
+INTERVALS = "Intervals come from prompts drawn anew, and say nothing of how far training seeds differ: each one's figure stands beside them."
 _SAME = 0.05  # adherence: more than between two draws of the base's clips, less than between two adherence models
 PANELS = ("panel_taste", "other_taste")  # simulated, of listeners who take no part in a run
 
@@ -206,8 +207,7 @@ def summary(found: dict[str, Any]) -> str:
     note = (
         f"{seeds} training seed{'' if seeds == 1 else 's'} of `musicrl align --recipe {' and '.join(found['recipes'])}`, listeners "
         f"{found['listeners']}: **simulated**, nobody listened. Win rates leave ties out. "
-        "Intervals come from prompts drawn anew, and say nothing of how far training seeds differ: each one's figure stands beside them. "
-        "MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
+        f"{INTERVALS} MusicRL's figures are people's opinions of another model: they stand there for their order, not to be compared. "
         "More of what was measured: [results/README.md](results/README.md)."
     )
     return "\n\n".join([win_rates(found), opinion_scores(found), note])
@@ -242,7 +242,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         f"**simulated** ({found['listeners']}): nobody listened.",
         "## Which is preferred",
         win_rates(found),
-        "Intervals come from prompts drawn anew, and say nothing of how far training seeds differ: each one's figure stands beside them.",
+        INTERVALS,
         opinion_scores(found),
         "## Every reward, trained on or not, and diversity as a share of the base's",
         systems(found),
