@@ -1,4 +1,4 @@
-"""Training jobs at tiny size in processes of their own, which can be killed; see `test_interrupted.py`.
+"""Training jobs at tiny size in processes of their own, which can be killed; see `test_interrupted.py` and `test_interrupted_processes.py`.
 
 The processes are forked from one that has everything imported, and so begin within a moment.
 """
@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ import musicrl_hf.training.reward  # noqa: F401
 from musicrl_hf.audio import audio_bytes
 from musicrl_hf.cli import main
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
-from musicrl_hf.training.checkpoints import ASIDE
+from musicrl_hf.training.checkpoints import ASIDE, check_checkpoint, checkpoints_in
 
 HERE = Path(__file__).parent
 STEPS = 20
@@ -165,3 +167,31 @@ def finish(process: multiprocessing.Process, seconds: float = 1500) -> int:
     process.join(seconds)
     assert process.exitcode is not None, "the job did not end"
     return process.exitcode
+
+
+# -- what is left ---------------------------------------------------------------------------------------------------------
+
+
+def last_step(folder: Path) -> int:
+    """Of the last checkpoint; 0 without one."""
+    return max((int(path.name.partition("-")[2]) for path in checkpoints_in(folder)), default=0)
+
+
+def whole_and_tidy(folder: Path) -> None:
+    """Each checkpoint is whole, and nothing half done lies beside them."""
+    found = checkpoints_in(folder)
+    assert found
+    for checkpoint in found:
+        check_checkpoint(checkpoint)
+    assert not list(folder.glob(f"{ASIDE}*"))
+
+
+@contextmanager
+def small_disk(place: Path, size: int):
+    """A file system of its own with so many bytes."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

@@ -8,7 +8,7 @@ from tiny import tiny_generator
 
 from musicrl_hf.audio import audio_bytes, read_audio
 from musicrl_hf.codec import AudioCodec
-from musicrl_hf.preferences.codes import CODEC_COLUMN, ClipEncoder, cache_codes
+from musicrl_hf.preferences.codes import CODEC_COLUMN, ClipEncoder, cache_codes, encode_clips
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
 
 RATE = 400
@@ -52,6 +52,23 @@ def test_each_distinct_clip_is_encoded_once_and_only_once(tmp_path):
         for column, data in (("chosen_codes", chosen), ("rejected_codes", rejected)):
             direct = generator.encode_audio(read_audio(data)[0][None])[0]
             assert torch.equal(torch.tensor(row[column]), direct)
+
+
+def test_shares_of_the_rows_make_the_cache_of_all(tmp_path):
+    generator = tiny_generator()
+    a, b, c = clip(40), clip(60), clip(80, seconds=0.5)
+    ds = preferences((a, b), (b, c), (c, clip(100)))
+    counted = count_encoded(generator.audio_encoder)
+    encode_clips(ds, range(1), generator, tmp_path)
+    assert sum(counted) == 2
+    encode_clips(ds, range(1, 3), generator, tmp_path)
+    assert sum(counted) == 4, "b is there already"
+    shared = cache_codes(ds, generator, tmp_path)
+    assert sum(counted) == 4
+    assert shared.to_dict() == cache_codes(ds, generator, tmp_path / "alone").to_dict()
+    cut = audio_bytes(0.3 * torch.randn(1, 4000), RATE, "flac")[:2000]  # its header is whole
+    with pytest.raises(ValueError, match="row 1: chosen: "):
+        encode_clips(preferences((a, b), (cut, c)), range(1, 2), generator, tmp_path)
 
 
 def test_the_columns_are_int16_lists_and_survive_saving(tmp_path):

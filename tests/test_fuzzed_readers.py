@@ -23,11 +23,13 @@ import musicrl_hf
 from musicrl_hf import places, records
 from musicrl_hf.audio import audio_bytes, match_loudness, read_audio, resample
 from musicrl_hf.bundled import resolve
+from musicrl_hf.codec import AudioCodec
 from musicrl_hf.codec_conversion import convert_encodec_checkpoint
 from musicrl_hf.collect.job import CollectJob
 from musicrl_hf.config import load_config
 from musicrl_hf.evaluation.counting import count_votes, ratings_in
 from musicrl_hf.generator import load_generator
+from musicrl_hf.preferences.codes import cache_codes
 from musicrl_hf.preferences.importers import (
     import_aime,
     import_cmi_pref,
@@ -41,6 +43,8 @@ from musicrl_hf.preferences.importers import (
 from musicrl_hf.preferences.importers.sources import open_source
 from musicrl_hf.preferences.importers.tables import read_rows
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, read_prompts, save_preferences
+from musicrl_hf.rewards.combine import load_reward
+from musicrl_hf.rewards.preference import PreferenceModel
 from musicrl_hf.training.checkpoints import check_checkpoint
 from musicrl_hf.training.dpo import DPOJob
 from musicrl_hf.training.online import GRPOJob
@@ -304,6 +308,25 @@ def generator_config(folder, data):
     load_generator(str(folder))
 
 
+def generation_config(folder, data):
+    shutil.copytree(GENERATOR, folder, dirs_exist_ok=True)
+    written(folder, "generation_config.json", data)
+    load_generator(str(folder))
+
+
+def reward_config(folder, data):
+    shutil.copytree(GENERATOR.with_name("reward"), folder, dirs_exist_ok=True)
+    written(folder, "config.json", data)
+    load_reward(f"preference:{folder}")
+
+
+def codes_cache(folder, data):
+    pairs = load_preferences(GENERATOR.with_name("votes"))
+    (shard,) = GENERATOR.with_name("codes").rglob("*.safetensors")
+    written(folder, f"{shard.parent.name}/{shard.name}", data)
+    cache_codes(pairs, CODEC, folder)[:]
+
+
 def tokenizer_files(folder, data):
     shutil.copytree(GENERATOR, folder, dirs_exist_ok=True)
     written(folder, "tokenizer.json", data)
@@ -322,14 +345,18 @@ def checkpoint_files(folder, data):
 
 
 GENERATOR: Path
+CODEC: AudioCodec
 READERS: dict = {}  # name: (reader, inputs, share of 1,000)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def inputs(tmp_path_factory):
-    global GENERATOR
+    global GENERATOR, CODEC
     GENERATOR = tmp_path_factory.mktemp("generator")
-    tiny_generator().save_pretrained(GENERATOR)
+    generator = tiny_generator()
+    generator.save_pretrained(GENERATOR)
+    PreferenceModel.from_generator(generator).save_pretrained(GENERATOR.with_name("reward"))
+    CODEC = generator.codec
     sound = [audio_bytes(TONE, RATE, kind) for kind in ("wav", "flac")]
     for kind in ("OGG", "MP3"):
         buffer = io.BytesIO()
@@ -344,8 +371,12 @@ def inputs(tmp_path_factory):
         "created_at": "2026-01-01",
     } | names
     save_preferences(preferences_from_rows([row, row | {"rejected_model": "y"}]), GENERATOR.with_name("votes"))
+    cache_codes(load_preferences(GENERATOR.with_name("votes")), CODEC, GENERATOR.with_name("codes"))
+    (codes,) = (path.read_bytes() for path in GENERATOR.with_name("codes").rglob("*.safetensors"))
     (parquet,) = (path.read_bytes() for path in GENERATOR.with_name("votes").rglob("*.parquet"))
     config = json.loads((GENERATOR / "config.json").read_text())
+    sampling = json.loads((GENERATOR / "generation_config.json").read_text())
+    reward = json.loads((GENERATOR.with_name("reward") / "config.json").read_text())
     tokenizer = (GENERATOR / "tokenizer.json").read_bytes()
     codec = tiny_codec_config().to_dict()
     save_file({"encoder.model.0.conv.conv.bias": torch.zeros(4)}, GENERATOR.with_name("codec.safetensors"))
@@ -391,7 +422,7 @@ def inputs(tmp_path_factory):
     cmi |= {"preference-musicality": "model_a", "confidence_preference-musicality": 3}
     preference = dict.fromkeys(("prompt", "chosen", "rejected", "preference", "created_at", "confidence", *names), odd)
     READERS.update(
-        clips_jsonl=(clips_jsonl, rows.map(as_json_lines) | edited(as_json_lines(GOOD_CLIPS)), 130),
+        clips_jsonl=(clips_jsonl, rows.map(as_json_lines) | edited(as_json_lines(GOOD_CLIPS)), 124),
         clips_csv=(clips_csv, rows.map(as_csv) | edited(as_csv(GOOD_CLIPS)), 90),
         pairs_csv=(pairs_csv, rows.map(as_csv) | edited(as_csv([GOOD_PAIR])), 90),
         prompts_txt=(prompts_txt, st.binary(max_size=40) | edited("air\n\u2028jig\n".encode()), 120),
@@ -421,6 +452,9 @@ def inputs(tmp_path_factory):
         codec_weights=(codec_weights, edited(weights), 3),
         codec_config=(codec_config, changed(codec), 3),
         generator_config=(generator_config, changed(config), 2),
+        generation_config=(generation_config, changed(sampling) | edited(json.dumps(sampling).encode()), 2),
+        reward_config=(reward_config, changed(reward), 2),
+        codes_cache=(codes_cache, edited(codes), 2),
         tokenizer_files=(tokenizer_files, edited(tokenizer), 1),
         checkpoint_files=(checkpoint_files, edited(buffer.getvalue(), b'{"global_step": 1}'), 2),
     )
@@ -466,8 +500,8 @@ def fuzz(name: str, inputs_of_all: int, folder: Path) -> None:
 
 
 NAMES = """clips_jsonl clips_csv pairs_csv prompts_txt votes_csv votes_json yaml_file audio_file json_files preference_rows
-parquet_file parquet_preferences data_card songeval music_arena aime musicprefs cmi_pref musiceval codec_weights codec_config generator_config
-tokenizer_files checkpoint_files""".split()
+parquet_file parquet_preferences data_card songeval music_arena aime musicprefs cmi_pref musiceval codec_weights codec_config
+generator_config generation_config reward_config codes_cache tokenizer_files checkpoint_files""".split()
 
 
 def test_each_reader_has_its_share():

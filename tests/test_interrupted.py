@@ -1,6 +1,6 @@
 """Training that is cut short: by SIGKILL, SIGTERM, a full disk, a reward that fails, a clip that is none.
 
-Whatever it is, what stands in `output_dir` is whole, one line says what happened, and the run goes on to the same weights.
+Whatever it is, what stands in `output_dir` is whole, one line says what happened, and the run goes on to the same weights. Of two processes: `test_interrupted_processes.py`.
 """
 
 import os
@@ -8,15 +8,12 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import interrupted
-import psutil
 import pytest
-from interrupted import OPTIONS, finish, job, start, weights_of
+from interrupted import OPTIONS, finish, job, last_step, small_disk, start, weights_of, whole_and_tidy
 
 from musicrl_hf.audio import audio_bytes
 from musicrl_hf.cli import main
@@ -50,26 +47,12 @@ def unbroken(root):
     return weights
 
 
-def last_step(folder: Path) -> int:
-    """Of the last checkpoint; 0 without one."""
-    return max((int(path.name.partition("-")[2]) for path in checkpoints_in(folder)), default=0)
-
-
 def wait_for_step(step: int, folder: Path, process, seconds: float = 1500) -> None:
     """Until a checkpoint of this step or a later one is there."""
     until = time.monotonic() + seconds
     while last_step(folder) < step and process.is_alive():
         assert time.monotonic() < until
         time.sleep(0.01)
-
-
-def whole_and_tidy(folder: Path) -> None:
-    """Each checkpoint is whole, and nothing half done lies beside them."""
-    found = checkpoints_in(folder)
-    assert found
-    for checkpoint in found:
-        check_checkpoint(checkpoint)
-    assert not list(folder.glob(f"{ASIDE}*"))
 
 
 # -- kill -9 ---------------------------------------------------------------------------------------------------------------
@@ -190,58 +173,7 @@ def told_twice(prompts, audio, rate, clock=time.monotonic):
     assert len(checkpoints_in(folder)) == (status == STOPPED)
 
 
-def launch(words: list[str], root: Path) -> subprocess.Popen:
-    """A job in two processes, as torchrun starts them."""
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "localhost:0", "-m", "musicrl_hf.cli", *words]
-    return subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_that_are_both_told_twice_save_once_and_go_on(root, tmp_path):
-    """A scheduler's SIGTERM goes to the launcher and to its processes, and the launcher's to these again."""
-    whole = launch(job("dpo", tmp_path / "whole"), root)
-    said = whole.communicate(timeout=500)[0]
-    assert whole.returncode == 0, said
-    folder = tmp_path / "out"
-    words = job("dpo", folder, save_steps="0")
-    process = launch(words, root)
-    while not (folder / "metrics.jsonl").is_file():
-        assert process.poll() is None
-        time.sleep(0.01)
-    workers = [
-        child for child in psutil.Process(process.pid).children(recursive=True) if "musicrl_hf.cli" in child.cmdline()
-    ]
-    assert len(workers) == 2
-    for each in (*workers, process):
-        each.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=500)[0]
-    (checkpoint,) = checkpoints_in(folder)
-    whole_and_tidy(folder)
-    assert 0 < last_step(folder) < interrupted.STEPS
-    assert said.count(f"Stopped by SIGTERM: go on with --resume_from_checkpoint {checkpoint}.") == 1
-    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    again = launch([*words, "--resume_from_checkpoint", "last"], root)
-    said = again.communicate(timeout=500)[0]
-    assert again.returncode == 0, said
-    assert weights_of(folder) == weights_of(tmp_path / "whole")
-
-
 # -- a full disk -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_disk(place: Path, size: int):
-    """A file system of its own with so many bytes."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def said_in_one_line(log: Path, folder: Path) -> str:

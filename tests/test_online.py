@@ -436,7 +436,7 @@ def test_bad_arguments_are_refused(kind, tmp_path):
 
 @both
 @pytest.mark.parametrize(
-    ("field", "value"), [("reward", []), ("temperature", 0.0), ("num_iterations", 0), ("max_steps", 0)]
+    ("field", "value"), [("reward", []), ("temperature", 0.0), ("num_iterations", 0), ("max_steps", 0), ("max_kl", 0.0)]
 )
 def test_bad_job_fields_are_refused(kind, field, value):
     job = {"rloo": RLOOJob, "grpo": GRPOJob}[kind]
@@ -446,6 +446,8 @@ def test_bad_job_fields_are_refused(kind, field, value):
         job(prompts="p", output_dir="o", num_iterations=2, save_steps=3)
     with pytest.raises(ValueError, match="`num_generations` = 3 must be at least 2 and divide the 4 clips of a step"):
         job(prompts="p", output_dir="o", num_generations=3, per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match="`max_kl` = 30.0 needs a `beta` above 0"):
+        job(prompts="p", output_dir="o", max_kl=30.0, beta=0.0)
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------
@@ -486,6 +488,38 @@ def test_job_from_prompts_to_saved_model(kind, lora_r, bf16, tmp_path, monkeypat
     run(job_class(**options, resume_from_checkpoint="last"))
     with pytest.raises(FileNotFoundError, match="no file"):
         run(job_class(**{**options, "prompts": "missing.txt"}))
+
+
+@both
+def test_a_kl_budget_is_of_whole_clips(kind, tmp_path, monkeypatch, capsys):
+    """TRL logs a mean over a clip's codes: 4 of each of 5 frames here."""
+    tiny_generator().save_pretrained(tmp_path / "base")
+    (tmp_path / "prompts.txt").write_text("slow jazz\na happy reel\n")
+    job_class, run = {"rloo": (RLOOJob, run_rloo), "grpo": (GRPOJob, run_grpo)}[kind]
+    options = {
+        "model": str(tmp_path / "base"),
+        "prompts": str(tmp_path / "prompts.txt"),
+        "reward": ["test_online:loudness"],
+    }
+    options |= {
+        "max_steps": 4,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "duration_s": 0.1,
+        "learning_rate": 1e-2,
+    }
+
+    def kls(folder: str, **more) -> list[float]:
+        lines = (run(job_class(**options, output_dir=str(tmp_path / folder), **more)) / "metrics.jsonl").read_text()
+        return [line["kl"] for line in map(json.loads, lines.splitlines()) if "kl" in line]
+
+    whole = kls("whole")
+    assert len(whole) == 4
+    assert max(whole) > 1e-5
+    assert kls("within", max_kl=20 * max(whole) + 1e-5) == whole
+    first = next(step for step, kl in enumerate(whole) if 20 * kl > 5 * max(whole))
+    assert kls("beyond", max_kl=5 * max(whole)) == whole[: first + 1]
+    assert f"KL to the anchor is {20 * whole[first]:.2f} nats a clip" in capsys.readouterr().out
 
 
 @both

@@ -159,6 +159,9 @@ def halves(tmp_path_factory):
     run_two_processes("two_processes.py", "halves", folder)
     found = json.loads((folder / "halves.json").read_text())
     assert found["world_size"] == 2
+    assert (
+        len(list((folder / "reward" / "clips").rglob("*.safetensors"))) > 2
+    )  # each encoded a share of either side's clips
     return {kind: (found[kind], load_file(folder / kind / "model.safetensors")) for kind in KINDS}
 
 

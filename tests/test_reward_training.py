@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from tiny import SAMPLING_RATE, tiny_clap, tiny_generator
 from transformers import AutoModel
@@ -14,11 +14,13 @@ from trl import RewardConfig, RewardTrainer
 from musicrl_hf.audio import audio_bytes, read_audio
 from musicrl_hf.config import load_config
 from musicrl_hf.flat import FlatTokenizer
+from musicrl_hf.preferences.codes import read_index
 from musicrl_hf.preferences.schema import load_preferences, preferences_from_rows, save_preferences
 from musicrl_hf.preferences.splits import split_by_prompt
 from musicrl_hf.rewards import PreferenceModel, load_reward
 from musicrl_hf.training import sequences
 from musicrl_hf.training.losses import bradley_terry_loss
+from musicrl_hf.training.processes import encode_in_shares
 from musicrl_hf.training.reward import (
     FlatPreferenceModel,
     RewardJob,
@@ -217,9 +219,28 @@ def test_a_clip_that_cannot_be_encoded_is_named_by_its_row(tmp_path):
     model = PreferenceModel.from_clap(*tiny_clap(sampling_rate=4000))
     several = list(preferences_from_rows(rows(3, 4000)))
     several[2]["rejected"]["bytes"] = audio_bytes(torch.zeros(1, 4000), 4000, "wav")
+    ds = Dataset.from_list(several)
+    clips = ClipSequences(model, 20.0, tmp_path)
     with pytest.raises(ValueError, match="row 2: rejected: .*silent"):
-        list(ClipSequences(model, 20.0, tmp_path).of_rows(several))
+        list(clips.of_rows(ds))
     assert not list(tmp_path.glob("*/*"))
+    with pytest.raises(ValueError, match="row 2: rejected: .*silent"):
+        clips.encode(ds, range(2, 3))
+    clips.encode(ds, range(2))
+    assert len(read_index(clips.folder)) == 4
+
+
+def test_shares_of_the_rows_make_the_cache_of_all(tmp_path):
+    model = PreferenceModel.from_clap(*tiny_clap(sampling_rate=4000))
+    ds, clips = preferences_from_rows(rows(5, 4000)), ClipSequences(model, 20.0, tmp_path)
+    encode_in_shares(clips.encode, ds)  # one process has no share, and encodes what it reads
+    assert not read_index(clips.folder)
+    clips.encode(ds, range(2))
+    assert len(read_index(clips.folder)) == 4
+    clips.encode(ds, range(2, 5))
+    assert len(known := read_index(clips.folder)) == 10
+    list(clips.of_rows(ds))
+    assert read_index(clips.folder) == known
 
 
 def test_training_learns_the_listener_and_leaves_a_whole_folder(preferences, generator_folder, tmp_path):

@@ -106,17 +106,50 @@ def cache_codes(
         ValueError: if a clip is stereo and the codec mono, lasts over 30 s or cannot be read, naming the row; if a
             cache file is damaged; if codes do not fit int16.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: encode at least one clip at a time")
     encoder = ClipEncoder(generator_or_codec)
     kept = list(ds.column_names) if keep_audio else [name for name in ds.column_names if name not in AUDIO_COLUMNS]
-    held = list(ds[CODEC_COLUMN]) if CODEC_COLUMN in ds.column_names else [None] * len(ds)
-    if set(held) == {encoder.identity}:
+    done = _has_codes(ds, encoder)
+    if done and all(done):
         return ds.select_columns(kept)
     folder = Path(cache_dir) / encoder.identity
-    folder.mkdir(parents=True, exist_ok=True)
+    keys, first_row = _clip_keys(ds, range(len(ds)), done)
+    known = _encode_missing(ds, first_row, encoder, folder, batch_size)
+    codes = _codes_on_disk(ds, keys, clip_reader(known), encoder.identity, folder)
+    bare = ds.select_columns([name for name in kept if name not in CODE_FEATURES])
+    return concatenate_datasets([bare, codes], axis=1)
 
-    keys, first_row = _clip_keys(ds, [identity == encoder.identity for identity in held])
+
+def encode_clips(
+    ds: Dataset,
+    rows: range,
+    generator_or_codec: MusicRLForConditionalGeneration | AudioCodec,
+    cache_dir: str | Path,
+    *,
+    batch_size: int = 8,
+) -> None:
+    """Put the codes of these rows' clips into the cache, where `cache_codes` finds them: several processes take a share each.
+
+    Raises:
+        ValueError: as `cache_codes`.
+    """
+    encoder = ClipEncoder(generator_or_codec)
+    _, first_row = _clip_keys(ds, rows, _has_codes(ds, encoder))
+    _encode_missing(ds, first_row, encoder, Path(cache_dir) / encoder.identity, batch_size)
+
+
+def _has_codes(ds: Dataset, encoder: ClipEncoder) -> list[bool]:
+    """Whether each row holds codes of this codec."""
+    held = ds[CODEC_COLUMN] if CODEC_COLUMN in ds.column_names else [None] * len(ds)
+    return [identity == encoder.identity for identity in held]
+
+
+def _encode_missing(
+    ds: Dataset, first_row: dict[str, tuple[int, str]], encoder: ClipEncoder, folder: Path, batch_size: int
+) -> dict[str, Path]:
+    """Which file of the cache holds which clip, once it holds all of these."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: encode at least one clip at a time")
+    folder.mkdir(parents=True, exist_ok=True)
     known = read_index(folder)
     missing = [(key, row, column) for key, (row, column) in first_row.items() if key not in known]
     with tqdm(total=len(missing), desc="encoding clips", disable=not missing or None) as bar:
@@ -127,10 +160,7 @@ def cache_codes(
             with atomic_path(folder / f"{name}.safetensors") as temporary:
                 save_file(encoded, temporary)
             known |= dict.fromkeys(encoded, folder / f"{name}.safetensors")
-
-    codes = _codes_on_disk(ds, keys, clip_reader(known), encoder.identity, folder)
-    bare = ds.select_columns([name for name in kept if name not in CODE_FEATURES])
-    return concatenate_datasets([bare, codes], axis=1)
+    return known
 
 
 def _codes_on_disk(
@@ -173,11 +203,13 @@ def clip_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_HASH_CHARACTERS]
 
 
-def _clip_keys(ds: Dataset, done: Sequence[bool]) -> tuple[list[list[str | None]], dict[str, tuple[int, str]]]:
-    """Each column's clip hashes (None in rows that are done), and where each distinct clip is first met."""
+def _clip_keys(
+    ds: Dataset, rows: range, done: Sequence[bool]
+) -> tuple[list[list[str | None]], dict[str, tuple[int, str]]]:
+    """Each column's clip hashes in these rows (None in those that are done), and where each distinct clip is first met."""
     columns: list[list[str | None]] = [[] for _ in AUDIO_COLUMNS]
     first_row: dict[str, tuple[int, str]] = {}
-    for row, clips in enumerate(ds.select_columns(list(AUDIO_COLUMNS))):
+    for row, clips in zip(rows, ds.select_columns(list(AUDIO_COLUMNS)).select(rows), strict=True):
         for keys, column in zip(columns, AUDIO_COLUMNS, strict=True):
             if done[row]:
                 keys.append(None)

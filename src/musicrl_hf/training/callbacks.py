@@ -200,20 +200,22 @@ class KLBudget(TrainerCallback):
     Args:
         max_kl: nats a clip, above 0.
         key: the metric to watch.
+        codes: of a clip, K * F, where the metric is a mean over them, as TRL's is; 1 where it is of whole clips.
     """
 
-    def __init__(self, max_kl: float, key: str = "kl") -> None:
+    def __init__(self, max_kl: float, key: str = "kl", codes: int = 1) -> None:
         if not max_kl > 0:
             raise ValueError(f"`max_kl` must be above 0 nats, got {max_kl!r}.")
-        self.max_kl, self.key = max_kl, key
+        self.max_kl, self.key, self.codes = max_kl, key, codes
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
     ) -> None:
-        if logs and not logs.get(self.key, 0.0) <= self.max_kl:  # no number is over it, too
+        kl = self.codes * (logs or {}).get(self.key, 0.0)
+        if not kl <= self.max_kl:  # no number is over it, too
             if state.is_world_process_zero:
                 print(
-                    f"KL to the anchor is {logs[self.key]:.2f} nats a clip, over `max_kl` = {self.max_kl:g}: "
+                    f"KL to the anchor is {kl:.2f} nats a clip, over `max_kl` = {self.max_kl:g}: "
                     f"stopping at step {state.global_step}."
                 )
             control.should_training_stop = True

@@ -19,11 +19,12 @@ from trl import DPOConfig, DPOTrainer
 from ..audio import atomic_path
 from ..flat import FlatTokenizer, flatten_codes
 from ..generator import MusicRLConfig, MusicRLForConditionalGeneration
-from ..preferences.codes import CODE_COLUMNS, cache_codes
+from ..preferences.codes import CODE_COLUMNS, cache_codes, encode_clips
 from ..preferences.listeners import count_listeners
 from ..preferences.schema import decided_pairs, load_preferences
 from ..preferences.splits import split_by_prompt
 from .job import BF16_HELP, TrainingJob, option, run_trainer
+from .processes import encode_in_shares
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -275,6 +276,8 @@ def run_dpo(job: DPOJob) -> Path:
     decided, counts = decided_pairs(load_preferences(job.preferences), job.min_seconds)
     model = prepare_generator(job.model)
     codes_dir = job.codes_dir or str(Path(job.output_dir) / "codes")
+    flat_of(model).audio_encoder.to(args.device)
+    encode_in_shares(lambda ds, rows: encode_clips(ds, rows, flat_of(model), codes_dir), decided)
     with PartialState().main_process_first():
         pairs = cache_codes(decided, flat_of(model), codes_dir, keep_audio=False)
     parts = split_by_prompt(pairs, job.test_share, job.seed) if job.test_share else {"train": pairs}

@@ -19,7 +19,7 @@ from ..generator import MusicRLForConditionalGeneration
 from ..rewards import CombinedReward, Reward, load_rewards
 from ..rewards.combine import NORMALISE, compares_clips, move_reward, split_specs
 from ..rewards.contract import ask_reward, check_scores
-from .callbacks import SampleWriter
+from .callbacks import KLBudget, SampleWriter
 from .job import BF16_HELP, NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
 from .processes import combine_over_processes
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
@@ -269,9 +269,16 @@ class RolloutJob(TrainingJob):
     num_iterations: int = option(1, "optimiser steps on each set of sampled clips")
     epsilon: float = option(0.2, "the ratio to the sampling policy is clipped to 1 -/+ this")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
+    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
+        if self.max_kl is not None and not vars(self)["beta"]:
+            raise ValueError(
+                f"`max_kl` = {self.max_kl!r} needs a `beta` above 0, such as 1e-6: without one TRL measures no KL."
+            )
         if not self.reward:
             raise ValueError("`reward` is empty; name at least one, such as adherence.")
         if not self.temperature > 0:
@@ -371,4 +378,6 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
         heard = prompts[:4]
         writer = SampleWriter(trainer.generator, heard, job.sample_steps, job.duration_s, job.temperature, job.seed)
         trainer.add_callback(writer)  # type: ignore[attr-defined]
+    if job.max_kl is not None:
+        trainer.add_callback(KLBudget(job.max_kl, codes=args.max_completion_length or 1))  # type: ignore[attr-defined]
     return run_trainer(trainer, job, method, {"prompts": len(prompts)})

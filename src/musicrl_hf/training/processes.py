@@ -1,10 +1,13 @@
 """What several processes have to do together, so that they end where one would."""
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import gather
+from datasets import Dataset
 from torch import Tensor
 
 from ..rewards import CombinedReward
@@ -21,6 +24,22 @@ def combine_over_processes(reward: CombinedReward, components: dict[str, Tensor]
     clips = len(next(iter(components.values())))
     everyone = {name: gather(scores.to(state.device)).cpu() for name, scores in components.items()}
     return reward.combine(everyone)[state.process_index * clips :][:clips]
+
+
+def encode_in_shares(encode: Callable[[Dataset, range], Any], *parts: Dataset) -> None:
+    """Each process encodes the clips of its share of the rows, and all go on once they are encoded; one alone does nothing here.
+
+    Args:
+        encode: of a data set, these rows' clips into a cache that the processes share.
+        parts: the data sets.
+    """
+    state = PartialState()
+    if state.num_processes == 1:  # it encodes what it reads
+        return
+    for ds in parts:
+        first, last = (len(ds) * (state.process_index + side) // state.num_processes for side in (0, 1))
+        encode(ds, range(first, last))
+    state.wait_for_everyone()
 
 
 def end_processes() -> None:

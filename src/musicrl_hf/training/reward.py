@@ -30,13 +30,7 @@ from ..flat import FlatTokenizer, split_flat
 from ..generator import load_generator
 from ..places import check_output, contents_of, find_model
 from ..preferences.agreement import pair_votes
-from ..preferences.schema import (
-    DECIDED,
-    decided_pairs,
-    load_preferences,
-    normalise_prompt,
-    preference_splits,
-)
+from ..preferences.schema import DECIDED, decided_pairs, load_preferences, normalise_prompt, preference_splits
 from ..preferences.splits import split_by_generator, split_by_prompt
 from ..records import write_record
 from ..rewards.clap import POOLINGS, load_clap
@@ -47,6 +41,7 @@ from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter, ShortProgress, StopsAtNaN
 from .checkpoints import ASIDE, find_checkpoint, train_or_stop, writing
 from .job import BF16_HELP, common_arguments, option, run_record
+from .processes import encode_in_shares
 from .reward_report import accuracy_report, baseline_margins, report_text, share_right
 from .seam import PlainOutputs
 from .sequences import ClipSequences
@@ -324,6 +319,7 @@ def run_reward(job: RewardJob) -> Path:
 
     model = build_model(job).to(args.device)
     clips = ClipSequences(model, job.crop_s, job.cache_dir or Path(job.output_dir) / "clips")
+    encode_in_shares(clips.encode, kept["train"], kept["test"])
     pairs, own = Path(job.output_dir) / "pairs", PartialState().process_index
     train = bradley_terry_pairs(kept["train"], clips.of_rows(kept["train"]), job.ties, pairs / f"train-{own}.arrow")
     fitted = len(clips.table) if job.backbone == "clap" else 0

@@ -56,7 +56,7 @@ class ClipSequences:
 
     def of_rows(self, ds: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         """Sequences of the chosen and the rejected clip of each row, one row after the other."""
-        read = clip_reader(self._encoded(ds))
+        read = clip_reader(self.encode(ds, range(len(ds))))
         for row in tqdm(ds, desc="making sequences", unit="pair", leave=False, disable=len(ds) < 500 or None):
             chosen, rejected = (
                 self._sequence(row["prompt"], clip_hash(row[side]["bytes"]), read) for side in AUDIO_COLUMNS
@@ -78,12 +78,17 @@ class ClipSequences:
         text = FlatTokenizer.for_generator(self.model.generator)(prompt)["input_ids"]
         return text + flatten_codes(clip.long()[None], config.codebook_size, config.audio_channels)[0].tolist()
 
-    def _encoded(self, ds: Dataset) -> dict[str, Path]:
-        """Where the codes [K, F] or the sound vector [D] of every clip of the rows lie, by the hash of its bytes."""
+    def encode(self, ds: Dataset, rows: range) -> dict[str, Path]:
+        """Where the codes [K, F] or the sound vector [D] of every clip of these rows lie, by the hash of its bytes.
+
+        Raises:
+            ValueError: a clip that cannot be read, naming the row.
+        """
         known = read_index(self.folder)
         fresh: dict[str, Tensor] = {}
         waiting: dict[tuple, dict[str, tuple[Tensor, str]]] = defaultdict(dict)  # by what a batch has to share
-        for number, row in enumerate(tqdm(ds, desc="encoding clips", unit="pair", leave=False, disable=None)):
+        asked = tqdm(ds.select(rows), desc="encoding clips", unit="pair", leave=False, disable=None)
+        for number, row in zip(rows, asked, strict=True):
             for side in AUDIO_COLUMNS:
                 key = clip_hash(row[side]["bytes"])
                 if key in known or key in fresh or any(key in clips for clips in waiting.values()):
