@@ -15,7 +15,7 @@ from interrupted import job, last_step, small_disk, weights_of, whole_and_tidy
 
 from musicrl_hf.training.checkpoints import check_checkpoint, checkpoints_in
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
