@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What cannot be measured or tried without a GPU: benchmarks/gpu.sh [python]
-# About a quarter of an hour on an H200; the limits of its parts add up to 22 minutes on one GPU, to 26 on several.
+# About a quarter of an hour on an H200; the limits of its parts add up to 23 minutes on one GPU, to 27 on several.
 # Leaves benchmarks/results/*.json and what was printed in out/gpu; then `python benchmarks/table.py` fills the README's tables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,7 +41,7 @@ launch() {
 part flat_vs_kv 60 "$PYTHON" benchmarks/flat_vs_kv.py --layers 24 --hidden 1024 --codebook_size 2048 --device cuda
 part sampling 180 "$PYTHON" benchmarks/sampling.py --device cuda --batch 1 16 64 --repeats 3
 part cuda_graph 60 "$PYTHON" benchmarks/cuda_graph.py --device cuda --batch 1 16 64 --repeats 3
-part sampling_small 120 "$PYTHON" benchmarks/sampling.py --device cuda --size small --dtype bfloat16 --steps 48 --repeats 3
+part sampling_small 180 "$PYTHON" benchmarks/sampling.py --device cuda --size small --batch 1 16 64 --dtype bfloat16 --steps 48 --repeats 3
 part training 240 "$PYTHON" benchmarks/training.py --device cuda --batch 4 32 --duration_s 3 --steps 8 --repeats 3
 part training_small 240 "$PYTHON" benchmarks/training.py --device cuda --size small --bf16 --batch 8 16 --duration_s 10 --steps 3 --repeats 2 --against lm
 part ppo_iteration 120 "$PYTHON" benchmarks/ppo_iteration.py --device cuda --bf16

@@ -1,7 +1,7 @@
 """How much faster are codes sampled here than by transformers' own `generate`, on the same weights and prompts?
 
     python benchmarks/sampling.py --model musicrl-tiny --batch 1 16 64
-    python benchmarks/sampling.py --size small --steps 20
+    python benchmarks/sampling.py --size small --batch 1 4 16 64 --steps 20
 
 Both sides take turns in one process; a ratio is of two neighbours. The first command takes whole clips: codes, and sound from
 them; and beside them the matrix products alone that the codes cannot be had without, as fast as they are had here: how many
@@ -178,10 +178,10 @@ def same_weights(ours: MusicRLForConditionalGeneration) -> MusicgenForConditiona
     return stock
 
 
-def compare_steps(ours, stock: Stock, scale: float, given: argparse.Namespace) -> dict:
-    """One decoder step of one clip: what `steps` cost more than a quarter of them, so that nobody's preparation counts."""
+def compare_steps(ours, stock: Stock, batch: int, scale: float, given: argparse.Namespace) -> dict:
+    """One decoder step of so many clips: what `steps` cost more than a quarter of them, so that nobody's preparation counts."""
     seconds = stock.watch.seconds
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 1]], device=given.device)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 1]], device=given.device).repeat(batch, 1)
     mask = torch.ones_like(ids)
     few, many = given.steps // 4, given.steps
     delay = ours.config.num_codebooks - 1
@@ -225,6 +225,7 @@ def compare_steps(ours, stock: Stock, scale: float, given: argparse.Namespace) -
         preparing.append(short - often * few * times["step"][-1])
         times["stock_step"].append((there(many) - there(few)) / (many - few))
     return {
+        "batch": batch,
         "guidance_scale": scale,
         "weights_mb": weights_mb,
         "median_s": {name: statistics.median(values) for name, values in times.items()},
@@ -242,6 +243,7 @@ def _ms(seconds: float) -> str:
 def steps_row(row: dict) -> dict[str, str]:
     taken, peaks = row["median_s"], row["peak_mb"]
     return {
+        "clips": str(row["batch"]),
         "guidance": f"{row['guidance_scale']:g}",
         "ms a step, here and stock": ", ".join(map(_ms, (taken["step"], taken["stock_step"]))),
         "times faster": shown(row["ratio"]),
@@ -273,10 +275,14 @@ def main() -> None:
     if given.size:
         ours = random_generator(*SIZES[given.size], device=given.device).to(given.device, dtype)
         stock = Stock(same_weights(ours), Stopwatch(given.device))
-        measured = [compare_steps(ours, stock, scale, given) for scale in given.guidance_scale]
+        measured = []
+        for batch in given.batch:
+            for scale in given.guidance_scale:
+                measured.append(compare_steps(ours, stock, batch, scale, given))
+                print(steps_row(measured[-1]), flush=True)
         rows = [steps_row(row) for row in measured]
-        print(*rows, sep="\n")
-        what = f"Decoder steps of musicgen-{given.size}'s size (random weights, {given.dtype}), one clip"
+        clips = " to ".join(str(batch) for batch in dict.fromkeys((min(given.batch), max(given.batch))))
+        what = f"Decoder steps of musicgen-{given.size}'s size (random weights, {given.dtype}) for batches of {clips}"
         write_result(given.results, f"sampling_{given.size}{suffix}", what, where, rows, measured, given.device)
     else:
         ours = load_generator(given.model, dtype=dtype, device=given.device)

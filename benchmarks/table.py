@@ -38,7 +38,9 @@ decoder's weights while it lasts. Training holds the policy's logits of a few cl
 again in the backward pass (PPO holds its anchor's whole).
 
 Codes of `musicrl-tiny` come 1.5 to 2.8 times as fast on a CPU; if matrix products were all that takes time, it would be 2.5 to 4.9 times. Where the codes of a rollout are wanted
-too, which `generate` keeps to itself, it is 2.5 to 2.8 times as fast on the Intel CPU and 3.1 to 3.7 times on the AMD's. On the GPU a decoder step of
+too, which `generate` keeps to itself, it is 2.5 to 2.8 times as fast on the Intel CPU and 3.1 to 3.7 times on the AMD's. At musicgen-small's size products are nearly all that
+there is on a CPU: a step of 4 clips is 1.5 to 1.6 times as fast there, one of 16 1.2 times, one of 64 1.0 to 1.2 times, and one of a single clip, which waits for its weights, was no faster at guidance 1 (.98)
+while a training on the other core read its own. On the GPU a decoder step of
 musicgen-small's size takes 1.8 ms, ten times what reading its weights takes. DPO of so small a decoder as `musicrl-tiny`'s is **slower** there than stock TRL's, .61 to .96 times as fast, but for 32 pairs a step against a causal LM (1.25):
 such a GPU waits for Python in both. At musicgen-small's size and 8 pairs of 10 s a step took 144 ms, 2.16 times as fast as stock TRL's, with .45 of
 the memory while what norms and GELUs put out was kept; now it takes 189 ms, of which most is likely to be Python's.

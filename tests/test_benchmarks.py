@@ -117,7 +117,10 @@ def test_sampling_is_measured_on_both_sides(load_benchmark, tmp_path, monkeypatc
         assert row["codes_ratio"]["lowest"] <= row["codes_ratio"]["median"] <= row["codes_ratio"]["highest"]
         assert min(row["median_s"].values()) > 0
     monkeypatch.setattr(sampling, "SIZES", {"small": (2, 32, 2, 64)})
-    found = measured(monkeypatch, sampling, "--size small --steps 24 --repeats 2", tmp_path, "sampling_small")
+    found = measured(
+        monkeypatch, sampling, "--size small --batch 1 2 --steps 24 --repeats 2", tmp_path, "sampling_small"
+    )
+    assert [row["batch"] for row in found["measured"]] == [1, 1, 2, 2]
     # Layers: four matrices of attention, two of the text's, two around the activation; and four heads.
     assert found["measured"][0]["weights_mb"] == pytest.approx(4e-6 * (2 * (6 * 32**2 + 2 * 32 * 64) + 4 * 2048 * 32))
 
