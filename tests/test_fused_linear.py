@@ -41,6 +41,18 @@ def test_a_product_equals_its_layers(rows, dtype, tolerance, intel, monkeypatch)
     torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=tolerance)
 
 
+def test_bfloat16_without_its_instructions_is_not_packed(monkeypatch):
+    """Asked of this computer; and, whatever that has, as where there are none."""
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    modules, states = layers().to(torch.bfloat16), torch.randn(2, 12, dtype=torch.bfloat16)
+    for packs in (supported, False):
+        with torch.no_grad():
+            product = FusedLinear(modules)
+            torch.testing.assert_close(product(states), one_by_one(modules, states), rtol=0, atol=0.02)
+        assert product.packed == (packs and torch.backends.mkl.is_available())
+        monkeypatch.setattr(fused_linear, "_packs_bfloat16", lambda: False)
+
+
 def test_a_weight_that_is_larger_than_a_cache_is_not_turned(monkeypatch):
     monkeypatch.setattr(fused_linear, "_is_intel", lambda: True)
     monkeypatch.setattr(fused_linear, "_SMALL", 12 * 8)

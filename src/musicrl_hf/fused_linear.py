@@ -138,11 +138,18 @@ def _has_mkl(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and torch.backends.mkl.is_available()
 
 
+@cache
+def _packs_bfloat16() -> bool:
+    """oneDNN refuses to on x86 CPUs without AVX512 or AVX-NE-CONVERT, where torch's own `linear` still takes bfloat16."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
 def _has_onednn(weight: Tensor) -> bool:
     """Only where `linear` would be MKL's, and for the dtypes that were measured."""
     return (
         _has_mkl(weight)
-        and weight.dtype in (torch.float32, torch.bfloat16)
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _packs_bfloat16()))
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # torch's inductor calls them; they are no promise
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
