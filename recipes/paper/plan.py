@@ -268,11 +268,11 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
 
 def limits(work: Path, sizes: Sizes) -> list[Run]:
     """What holds RU back, its reward or its tuning: the voters' own taste in place of what was learned from their votes, and
-    either of them for three times the steps, with a nat of KL at half the price."""
+    either of them for twice the steps, with a nat of KL at half the price."""
     seed, out = work / "seed_0", work / "limits"
     rewards = {"learned": f"preference:{seed / 'preference'}", "voters": VOTERS}
     usual = ("--max_steps", str(sizes.ru_steps), "--kl_coef", "0.01")
-    longer = ("--max_steps", str(3 * sizes.ru_steps), "--kl_coef", "0.005")
+    longer = ("--max_steps", str(2 * sizes.ru_steps), "--kl_coef", "0.005")
     planned = {
         "ru_voters": (rewards["voters"], usual),
         "ru_longer": (rewards["learned"], longer),

@@ -35,7 +35,7 @@ METHODS = {
     "one": "PPO without KL, at twice the rate, to its end",
     "ru": "RU",
     "ru_voters": "RU on the voters' own taste",
-    "ru_longer": "RU, three times the steps",
+    "ru_longer": "RU, twice the steps",
     "ru_voters_longer": "both",
 }
 JUDGED = {
@@ -281,8 +281,9 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         parts += [
             "## What holds RU back",
             "RU of the first seed on the very taste that its voters voted by, without noise, in place of the reward that was learned from "
-            "their votes (.35 adherence beside either); and for three times the steps, with eight clips of a prompt where there were four "
-            "and a nat of KL at half the price. Nobody has such a reward: it shows what is left to learn, and what is left to tune.",
+            "their votes (.3 adherence and .2 variety beside either); and either for twice the steps, with a nat of KL at half the price. Nobody "
+            "has such a reward: it shows what is left to learn, and what is left to tune. Votes, R and RU are of the same seed and recipe as "
+            "above, made anew on another processor, which rounds otherwise: clips and votes are others from the first ones on.",
             *made_before(found, found["limits"]),
             methods(found["limits"]),
         ]
