@@ -43,7 +43,7 @@ def test_a_product_equals_its_layers(rows, dtype, tolerance, intel, monkeypatch)
 
 def test_bfloat16_without_its_instructions_is_not_packed(monkeypatch):
     """Asked of this computer; and, whatever that has, as where there are none."""
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = fused_linear._packs_bfloat16()
     modules, states = layers().to(torch.bfloat16), torch.randn(2, 12, dtype=torch.bfloat16)
     for packs in (supported, False):
         with torch.no_grad():
