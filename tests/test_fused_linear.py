@@ -22,23 +22,54 @@ def one_by_one(modules, states):
     return torch.cat([module(states) for module in modules], -1)
 
 
-@pytest.mark.parametrize("intel", [False, True])
+CPUS = pytest.mark.parametrize(("intel", "avx512"), [(True, True), (False, True), (False, False)])
+
+
+@CPUS
 @pytest.mark.parametrize("rows", [1, 2, 16])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02), (torch.float64, 1e-12)]
 )
-def test_a_product_equals_its_layers(rows, dtype, tolerance, intel, monkeypatch):
-    """On this computer, as it is done on an Intel CPU and on another."""
+def test_a_product_equals_its_layers(rows, dtype, tolerance, intel, avx512, monkeypatch):
+    """On this computer, as it is done on an Intel CPU, on another, and on one without AVX-512; of any number of rows."""
     monkeypatch.setattr(fused_linear, "_is_intel", lambda: intel)
+    monkeypatch.setattr(fused_linear, "_has_avx512", lambda: avx512)
     modules, states = layers().to(dtype), torch.randn(rows, 12, dtype=dtype)
+    for laid_out_for in (1, rows):
+        with torch.no_grad():
+            product = FusedLinear(modules, laid_out_for)
+            together = product(states)
+        assert product.weight is not None
+        fast = (intel or not avx512) and dtype == torch.float32 and torch.backends.mkl.is_available()
+        assert product.turned == fast
+        assert not (product.turned and product.packed)
+        assert together.dtype == dtype
+        torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("rows", "layout"), [(1, "own"), (2, "turned")])
+def test_one_row_of_a_long_input_takes_the_weight_as_it_is(rows, layout, monkeypatch):
+    monkeypatch.setattr(fused_linear, "_has_avx512", lambda: False)
+    layer, states = nn.Linear(12, 8, bias=False), torch.randn(rows, 12)
     with torch.no_grad():
-        product = FusedLinear(modules)
-        together = product(states)
-    assert product.weight is not None
-    assert product.turned == (intel and dtype == torch.float32 and torch.backends.mkl.is_available())
-    assert not (product.turned and product.packed)
-    assert together.dtype == dtype
-    torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=tolerance)
+        product = FusedLinear([layer], rows)
+        assert torch.equal(product(states), layer(states)) or layout == "turned"
+        torch.testing.assert_close(product(states), layer(states), rtol=0, atol=1e-6)
+    if torch.backends.mkl.is_available():
+        assert (product.turned, product.packed) == (layout == "turned", False)
+        assert (product.weight.data_ptr() == layer.weight.data_ptr()) == (layout == "own")  # and holds no copy of it
+
+
+def test_one_row_has_no_use_for_a_packed_weight_of_any_size(monkeypatch):
+    monkeypatch.setattr(fused_linear, "_has_avx512", lambda: False)
+    monkeypatch.setattr(fused_linear, "_SMALL", 1)
+    modules = layers()
+    for rows, turned in ((1, torch.backends.mkl.is_available()), (2, False)):
+        with torch.no_grad():
+            product = FusedLinear(modules, rows)
+            states = torch.randn(rows, 12)
+            torch.testing.assert_close(product(states), one_by_one(modules, states), rtol=0, atol=1e-6)
+        assert product.turned == turned
 
 
 def test_bfloat16_without_its_instructions_is_not_packed(monkeypatch):
@@ -47,7 +78,7 @@ def test_bfloat16_without_its_instructions_is_not_packed(monkeypatch):
     modules, states = layers().to(torch.bfloat16), torch.randn(2, 12, dtype=torch.bfloat16)
     for packs in (supported, False):
         with torch.no_grad():
-            product = FusedLinear(modules)
+            product = FusedLinear(modules, 2)
             torch.testing.assert_close(product(states), one_by_one(modules, states), rtol=0, atol=0.02)
         assert product.packed == (packs and torch.backends.mkl.is_available())
         monkeypatch.setattr(fused_linear, "_packs_bfloat16", lambda: False)
@@ -55,11 +86,12 @@ def test_bfloat16_without_its_instructions_is_not_packed(monkeypatch):
 
 def test_a_weight_that_is_larger_than_a_cache_is_not_turned(monkeypatch):
     monkeypatch.setattr(fused_linear, "_is_intel", lambda: True)
+    monkeypatch.setattr(fused_linear, "_has_avx512", lambda: True)
     monkeypatch.setattr(fused_linear, "_SMALL", 12 * 8)
     modules, states = layers(), torch.randn(2, 12)
     for few, small in ((modules[:1], torch.backends.mkl.is_available()), (modules, False)):
         with torch.no_grad():
-            product = FusedLinear(few)
+            product = FusedLinear(few, 2)
             torch.testing.assert_close(product(states), one_by_one(few, states), rtol=0, atol=1e-6)
         assert product.turned == small
 
@@ -68,7 +100,7 @@ def test_a_weight_that_is_larger_than_a_cache_is_not_turned(monkeypatch):
 def test_autocast_casts_a_weight_once(weights):
     modules, states = layers().to(weights), torch.randn(5, 12, dtype=weights)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        product = FusedLinear(modules)
+        product = FusedLinear(modules, 2)
         together, expected = product(states), one_by_one(modules, states)
         narrow = states.to(product.dtype)
         with torch.profiler.profile() as profile:
@@ -134,7 +166,7 @@ def test_what_is_more_than_a_linear_layer_is_called_as_it_is(change):
     plain = layers()
     changed = change(copy.deepcopy(plain))
     with torch.no_grad():
-        product = FusedLinear(list(changed))
+        product = FusedLinear(list(changed), 2)
         assert product.weight is None
         assert torch.equal(product(states), one_by_one(changed, states))
     assert not torch.equal(one_by_one(changed, states), one_by_one(plain, states))
@@ -143,23 +175,24 @@ def test_what_is_more_than_a_linear_layer_is_called_as_it_is(change):
 def test_under_autocast_a_product_is_in_autocasts_precision():
     modules, states = layers(), torch.randn(3, 12)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        together = FusedLinear(modules)(states)
+        together = FusedLinear(modules, 2)(states)
         assert together.dtype == torch.bfloat16
         torch.testing.assert_close(together, one_by_one(modules, states), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("intel", [False, True])
+@CPUS
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06), (torch.float64, 1e-11)]
 )
-def test_adapters_are_part_of_the_product(dtype, tolerance, intel, monkeypatch):
+def test_adapters_are_part_of_the_product(dtype, tolerance, intel, avx512, monkeypatch):
     monkeypatch.setattr(fused_linear, "_is_intel", lambda: intel)
+    monkeypatch.setattr(fused_linear, "_has_avx512", lambda: avx512)
     plain, states = layers().to(dtype), torch.randn(3, 12, dtype=dtype)
     changed = adapted(copy.deepcopy(plain))
     inject_adapter_in_model(LoraConfig(r=3, target_modules=["0"], init_lora_weights=False), changed, "second")
     changed[0].set_adapter(["default", "second"])
     with torch.no_grad():
-        product = FusedLinear(list(changed))
+        product = FusedLinear(list(changed), 2)
         together = product(states)
     assert product.weight is not None
     assert (product.low_rank is None) == (dtype != torch.bfloat16)  # a narrow weight would lose what is added to it
@@ -184,7 +217,7 @@ def test_adapters_that_are_not_at_work_are_left_out(how):
         else:
             module.set_adapter(["second"])
     with torch.no_grad():
-        product = FusedLinear(list(changed))
+        product = FusedLinear(list(changed), 2)
         assert product.weight is not None
         torch.testing.assert_close(product(states), one_by_one(changed, states), rtol=0, atol=1e-5)
 
@@ -193,7 +226,7 @@ def test_what_was_merged_and_is_disabled_is_taken_out_again():
     plain, states = layers(), torch.randn(3, 12)
     changed = merged_and_disabled(copy.deepcopy(plain))
     with torch.no_grad():
-        together = FusedLinear(list(changed))(states)
+        together = FusedLinear(list(changed), 2)(states)
     torch.testing.assert_close(together, one_by_one(plain, states), rtol=0, atol=1e-5)
 
 
@@ -202,7 +235,7 @@ def test_under_autocast_adapters_stay_apart_from_the_narrow_weight():
     for module in (changed[0], changed[2]):
         module.lora_B["default"].weight.data.mul_(1e-3)  # what a bfloat16 weight hardly holds
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        product = FusedLinear(list(changed))
+        product = FusedLinear(list(changed), 2)
         together = product(states)
         torch.testing.assert_close(together, one_by_one(changed, states), rtol=0, atol=0.02)
     assert together.dtype == torch.bfloat16

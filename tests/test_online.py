@@ -20,17 +20,16 @@ from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.rewards.variety import variety
 from musicrl_hf.training.online import (
     GRPO_LOSSES,
-    ClipReward,
     GRPOJob,
     MusicGRPOConfig,
     MusicGRPOTrainer,
     MusicRLOOConfig,
     MusicRLOOTrainer,
     RLOOJob,
-    Rollouts,
     run_grpo,
     run_rloo,
 )
+from musicrl_hf.training.online_scoring import ClipReward, Rollouts
 from musicrl_hf.training.ppo_policy import LORA_TARGETS
 
 TRAINERS = {"rloo": MusicRLOOTrainer, "grpo": MusicGRPOTrainer}
@@ -233,7 +232,7 @@ def test_clips_are_sampled_in_the_precision_that_they_are_scored_in(kind, tmp_pa
     assert found["score_codes"]
     assert all(found["sample_codes"] + found["score_codes"])
     assert decoded == [(False, torch.float32)]
-    assert trainer._rollouts._audio is None
+    assert trainer._rollouts._ids is None
 
 
 @both
@@ -243,7 +242,7 @@ def test_a_reward_that_compares_clips_hears_those_of_a_prompt_together(kind, tmp
     job = {"rloo": RLOOJob, "grpo": GRPOJob}[kind]
     options = {"prompts": "p.txt", "output_dir": "out", "num_generations": 2, "per_device_train_batch_size": 3}
     assert job(reward=["adherence"], **options)
-    with pytest.raises(ValueError, match="num_generations.*divide the 3 clips of a step on each process"):
+    with pytest.raises(ValueError, match="num_generations.*divide the 3 clips of a set on each process"):
         job(reward=["0.5*adherence", "0.5*variety"], **options)
     monkeypatch.delenv("WORLD_SIZE")
     args = config(kind, tmp_path, num_generations=2, per_device_train_batch_size=3, gradient_accumulation_steps=2)

@@ -16,7 +16,6 @@ from tiny import tiny_generator
 from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.training.ppo import MusicPPOTrainer, run_ppo
 from musicrl_hf.training.ppo_config import PPOJob
-from musicrl_hf.training.ppo_scoring import BackgroundScoring
 
 MODES = pytest.mark.parametrize("background", [False, True], ids=["after sampling", "in background"])
 
@@ -177,12 +176,12 @@ def test_after_a_fault_no_more_is_sampled(tmp_path):
         raise KeyError("no strings")
 
     trainer = MusicPPOTrainer(readable_generator(), fails, chunked(tmp_path), PROMPTS)
-    codes = torch.zeros(2, 4, 4, dtype=torch.long)
-    with BackgroundScoring(trainer._scorer) as background:
-        background.add(PROMPTS[:2], codes)
+    chunk = trainer._scorer.decode(PROMPTS[:2], torch.zeros(2, 4, 4, dtype=torch.long))
+    with trainer._scorer.in_background() as background:
+        background.add(chunk)
         background._thread.join(60)
         with pytest.raises(ValueError, match="no strings"):
-            background.add(PROMPTS[2:], codes)
+            background.add(chunk)
 
 
 @pytest.mark.parametrize(("number", "stops"), [(signal.SIGINT, True), (signal.SIGTERM, False)])

@@ -37,7 +37,8 @@ def run_online(kind: str, folder: Path) -> dict:
         heard.append(audio.mean().item())
         return loudness(texts, audio, sampling_rate)
 
-    trainer = TRAINERS[kind](tiny_generator(dropout=0.1), reward, config(kind, folder), prompts())
+    args = config(kind, folder, local_rollout_forward_batch_size=2, score_in_background=True)
+    trainer = TRAINERS[kind](tiny_generator(dropout=0.1), reward, args, prompts())
     trainer.train()
     trainer.save_model()
     sums = [parameter.detach().double().sum() for parameter in trainer.generator.decoder.parameters()]

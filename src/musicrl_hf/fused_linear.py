@@ -2,9 +2,10 @@
 
 On an x86 CPU torch's `linear` asks MKL, which on other CPUs than Intel's does without AVX-512, and reads a weight slower for
 two rows than for one. oneDNN, which torch has too, reads a weight that was laid out for it at the speed of memory: 1.7 to 4
-times as fast from 2 to 64 rows. But a call of it takes longer than a small product itself: on Intel's, MKL is the faster for weights
-that fit in a core's cache, 1.1 to 6 times up to 16 rows, and the faster the weight is laid out as [in, out]. All add up in float32; their
-sums differ in the last bits.
+times as fast from 2 to 64 rows. But a call of it takes longer than a small product itself: on Intel's, and where there is no
+AVX-512 to do without, MKL is the faster for weights that fit in a core's cache, 1.1 to 6 times up to 16 rows, and the faster the
+weight is laid out as [in, out]. For one row oneDNN has nothing to win there: MKL reads the longer side of a weight of any size in
+order, 1.1 to 1.4 times as fast. All add up in float32; their sums differ in the last bits.
 
 A LoRA adapter on a layer, with its scale s, adds s B A x to what comes out. In float32 s B A is added to the weight, once, and
 costs nothing more. In bfloat16 most of it would be lost there: the A of all layers are one product, and their B another.
@@ -74,17 +75,18 @@ class FusedLinear:
 
     Args:
         layers: bias-free linear layers from H features, with LoRA adapters or without; where one is more than that, each is called as it is.
+        rows: N that most calls will have, for which the weight is laid out; any other N is as right.
 
     Example:
         >>> from torch import nn
         >>> query, key = nn.Linear(4, 8, bias=False), nn.Linear(4, 8, bias=False)
         >>> with torch.no_grad():
-        ...     both = FusedLinear([query, key])(torch.zeros(2, 4))
+        ...     both = FusedLinear([query, key], rows=2)(torch.zeros(2, 4))
         >>> both.shape
         torch.Size([2, 16])
     """
 
-    def __init__(self, layers: Sequence[nn.Module]):
+    def __init__(self, layers: Sequence[nn.Module], rows: int):
         self.layers = layers
         self.weight: Tensor | None = None
         self.low_rank: tuple[Tensor, Tensor] | None = None  # A [R, in] of all layers' adapters, and their s B [R, out]
@@ -103,8 +105,8 @@ class FusedLinear:
             else:
                 weights = [torch.addmm(part.weight, part.up.to(dtype), part.down.to(dtype)) for part in parts]
         weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)
-        self.turned = weight.dtype == torch.float32 and weight.numel() <= _SMALL and _is_intel() and _has_mkl(weight)
-        self.packed = not self.turned and _has_onednn(weight)
+        layout = _layout_of(weight, rows)
+        self.turned, self.packed = layout == "turned", layout == "packed"
         self.dtype = weight.dtype
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
@@ -125,6 +127,21 @@ class FusedLinear:
             return found
         down, up = self.low_rank
         return torch.addmm(found, linear(states, down), up)
+
+
+def _layout_of(weight: Tensor, rows: int) -> str:
+    """The fastest for `rows` rows and a weight [out, in]: as it is ("own"), [in, out] ("turned"), or oneDNN's ("packed")."""
+    if weight.dtype == torch.float32 and _has_mkl(weight):
+        if rows == 1 and not _has_avx512():
+            return "turned" if weight.shape[0] >= weight.shape[1] else "own"
+        if weight.numel() <= _SMALL and (_is_intel() or not _has_avx512()):
+            return "turned"
+    return "packed" if _has_onednn(weight) else "own"
+
+
+@cache
+def _has_avx512() -> bool:
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 @cache

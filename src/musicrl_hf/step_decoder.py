@@ -31,7 +31,7 @@ class StepDecoder:
     """State of B clips that are decoded together.
 
     It reads the weights once, when it is made: a change to them asks for a new one. While it lives it holds a second copy of the
-    linear layers' weights that are fused, have adapters, or are laid out anew (all of them on x86 CPUs).
+    linear layers' weights that are fused, have adapters, or are laid out anew (nearly all of them on x86 CPUs).
 
     Args:
         decoder: MusicGen's decoder with its K heads.
@@ -74,7 +74,7 @@ class StepDecoder:
             for index, layer in enumerate(trunk.layers)
         ]
         self.final_norm = trunk.layer_norm
-        self.heads, self.num_codebooks = FusedLinear(decoder.lm_heads), len(decoder.lm_heads)
+        self.heads, self.num_codebooks = FusedLinear(decoder.lm_heads, batch), len(decoder.lm_heads)
         # The K tables one below the other: `embedding_bag` sums a code of each.
         self.table = torch.cat([table.weight for table in trunk.embed_tokens])
         rows = trunk.embed_tokens[0].num_embeddings
@@ -142,12 +142,13 @@ class _StepLayer:
         clips: int,
         steps: int,
     ):
-        own, text = layer.self_attn, layer.encoder_attn
+        own, text, with_text = layer.self_attn, layer.encoder_attn, len(text_states)
+        after = with_text * 2 if guided else with_text
         self.layer, self.heads, self.text_bias = layer, heads, text_bias
-        self.query_key_value = FusedLinear([own.q_proj, own.k_proj, own.v_proj])
-        self.out = FusedLinear([own.out_proj])
-        self.text_query, self.text_out = FusedLinear([text.q_proj]), FusedLinear([text.out_proj])
-        self.inner, self.outer = FusedLinear([layer.fc1]), FusedLinear([layer.fc2])
+        self.query_key_value = FusedLinear([own.q_proj, own.k_proj, own.v_proj], clips)
+        self.out = FusedLinear([own.out_proj], clips)
+        self.text_query, self.text_out = (FusedLinear([each], with_text) for each in (text.q_proj, text.out_proj))
+        self.inner, self.outer = FusedLinear([layer.fc1], after), FusedLinear([layer.fc2], after)
         self.text_keys = self._split(text.k_proj(text_states)).contiguous()
         self.text_values = self._split(text.v_proj(text_states)).contiguous()
         self.without_text: Tensor | None = None

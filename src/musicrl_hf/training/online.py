@@ -1,7 +1,7 @@
 """RLOO and GRPO: TRL's own trainers, on clips that the policy samples and rewards hear."""
 
 import os
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,79 +9,23 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.trainer.utils import RepeatSampler, get_callable_name
+from trl.trainer.utils import RepeatSampler
 
 from ..audio import MAX_DURATION_S
-from ..flat import FlatMusicRLForCausalLM, check_sampled_is_scored, unflatten_codes
+from ..flat import check_sampled_is_scored
 from ..generator import MusicRLForConditionalGeneration
-from ..rewards import CombinedReward, Reward, load_rewards
+from ..rewards import Reward, load_rewards
 from ..rewards.combine import NORMALISE, compares_clips, move_reward, split_specs
-from ..rewards.contract import ask_reward, check_scores
 from .callbacks import KLBudget, SampleWriter
 from .job import BF16_HELP, NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
-from .processes import combine_over_processes
+from .online_scoring import ClipReward, Rollouts
+from .scoring import ScoringSettings
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 
 # TRL's that take an importance ratio a token
 GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo")
 SCALES = ("group", "batch", "none")
-
-
-class ClipReward:
-    """A reward on sound, as TRL calls rewards: on lists of ids.
-
-    Args:
-        reward: a callable (prompts, audio [B, C, T], sampling rate in Hz) -> scores [B].
-        rollouts: the sound of the sampled ids, shared by the rewards of one trainer.
-    """
-
-    def __init__(self, reward: Reward, rollouts: "Rollouts"):
-        self.reward = reward
-        self.rollouts = rollouts
-        self.__name__ = get_callable_name(reward)
-
-    def __call__(
-        self,
-        prompts: list[str],
-        completion_ids: list[list[int]],
-        log_metric: Callable[[str, float], None],
-        **_: Any,
-    ) -> list[float]:
-        """One score a clip; the components of a combination go to the log."""
-        audio, rate = self.rollouts.audio(completion_ids), self.rollouts.generator.sampling_rate
-        with torch.no_grad():
-            if isinstance(self.reward, CombinedReward):
-                components = self.reward.components(prompts, audio, rate)
-                for name, values in components.items():
-                    log_metric(f"rewards/{name}/mean", values.mean().item())
-                scores = check_scores(combine_over_processes(self.reward, components), len(prompts), self.__name__)
-            else:
-                scores = ask_reward(self.reward, prompts, audio, rate, self.__name__)
-        return scores.tolist()
-
-
-class Rollouts:
-    """Sampled ids to sound, decoded once for however many rewards hear it."""
-
-    def __init__(self, generator: FlatMusicRLForCausalLM):
-        self.generator = generator
-        self._ids: list[list[int]] | None = None
-        self._audio: Tensor | None = None
-
-    def forget(self) -> None:
-        """Let go of the last sound: it is not held while the policy is updated."""
-        self._ids = self._audio = None
-
-    def audio(self, completion_ids: list[list[int]]) -> Tensor:
-        """Sound [B, C, T] of flat ids [B][K * F]."""
-        if self._audio is None or completion_ids is not self._ids:
-            config = self.generator.config
-            flat = torch.tensor(completion_ids, device=self.generator.device)
-            codes = unflatten_codes(flat, config.num_codebooks, config.codebook_size, config.audio_channels)
-            self._ids, self._audio = completion_ids, self.generator.decode_codes(codes)
-        return self._audio
 
 
 class EpochSampler(RepeatSampler):
@@ -93,7 +37,7 @@ class EpochSampler(RepeatSampler):
 
 
 @dataclass
-class RolloutArguments:
+class RolloutArguments(ScoringSettings):
     """What both configs add to TRL's, and what neither may ask for."""
 
     duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
@@ -105,6 +49,22 @@ class RolloutArguments:
     bf16: bool = option(False, BF16_HELP)
     report_to: str | list[str] | None = option("none", "where to report to")
     ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")
+
+    def __post_init__(self) -> None:
+        self.check_rollouts()
+        super().__post_init__()  # type: ignore[misc]  # TRL's
+        self.check_scoring(self.clips_per_rollout)
+        _ = self.rewards_at  # a device that is not there is known before anything is loaded
+
+    @property
+    def clips_per_rollout(self) -> int:
+        """Clips of a set on each process."""
+        return int(vars(self)["per_device_train_batch_size"] * vars(self)["steps_per_generation"])
+
+    @property
+    def rewards_at(self) -> torch.device:
+        """Where rewards get their clips: on `reward_device`, or else where the policy is."""
+        return self.rewards_on(self.device)  # type: ignore[attr-defined]
 
     def check_rollouts(self) -> None:
         """ValueError for options of language models that would break training on clips, each with the reason."""
@@ -129,18 +89,10 @@ class RolloutArguments:
 class MusicRLOOConfig(RolloutArguments, RLOOConfig):
     """TRL's `RLOOConfig` for clips of `duration_s` seconds."""
 
-    def __post_init__(self) -> None:
-        self.check_rollouts()
-        super().__post_init__()
-
 
 @dataclass
 class MusicGRPOConfig(RolloutArguments, GRPOConfig):
     """TRL's `GRPOConfig` for clips of `duration_s` seconds."""
-
-    def __post_init__(self) -> None:
-        self.check_rollouts()
-        super().__post_init__()
 
 
 class RolloutTrainer(FlatTrainer):
@@ -189,12 +141,12 @@ class RolloutTrainer(FlatTrainer):
                 f"{len(train_dataset)} rows of {', '.join(train_dataset.column_names)}."
             )
         if any(map(compares_clips, rewards)):
-            check_groups(args.per_device_train_batch_size * int(args.steps_per_generation or 1), args.num_generations)
+            args.check_groups(args.clips_per_rollout)
         model = prepare_generator(model)
         flat = flat_of(model)
         anchor = prepare_reference(ref_model, flat)
         args.max_completion_length = flat.config.num_codebooks * flat.frames_for(args.duration_s)
-        self._rollouts = Rollouts(flat)
+        self._rollouts = Rollouts(flat, args.local_rollout_forward_batch_size, args.rewards_at)
         self.build(
             model,
             anchor,
@@ -206,37 +158,37 @@ class RolloutTrainer(FlatTrainer):
             peft_config=peft_config,
         )
         for reward in rewards:
-            move_reward(reward, self.accelerator.device)
+            move_reward(reward, args.rewards_at)
         check_sampled_is_scored(self.generation_config)  # type: ignore[attr-defined]
         if anchor is not None and self.ref_model is None and args.beta != 0:  # type: ignore[has-type]
             # With an adapter TRL takes the model without it; the caller named another anchor.
             anchor.scoring_temperature = args.temperature
             self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """Sampled in the precision in which clips are scored: by the policy that is trained."""
-        with self.accelerator.autocast():
-            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        rollouts, prompts = self._rollouts, [row["prompt"] for row in inputs]
+        try:
+            with rollouts.listening(prompts) if self.args.score_in_background else nullcontext():
+                return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        finally:
+            rollouts.forget()
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
-        self._rollouts.forget()
-        return rewards
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """Sampled in the precision in which clips are scored, by the policy that is trained; so many clips at once."""
+        size, ids, beside = self.args.local_rollout_forward_batch_size, [], False
+        for start in range(0, len(prompt_ids), size):
+            with self.accelerator.autocast():
+                found = super()._generate_single_turn(prompt_ids[start : start + size], *args, **kwargs)  # type: ignore[misc]
+            beside = isinstance(found, tuple)  # GRPO's has log-probabilities, which are None but for vLLM's
+            sampled = found[0] if beside else found
+            self._rollouts.add(sampled)
+            ids += sampled
+        return (ids, None) if beside else ids
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)  # type: ignore[misc]
         return EpochSampler(
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
-        )
-
-
-def check_groups(clips: int, num_generations: int) -> None:
-    """ValueError where a reward that compares the clips of a prompt would not hear them together, of `clips` on each process."""
-    if clips % num_generations:
-        raise ValueError(
-            f"`reward` compares the clips of a prompt, as variety does: `num_generations` = {num_generations} must divide the "
-            f"{clips} clips of a step on each process (`per_device_train_batch_size` x `gradient_accumulation_steps`), which are "
-            "scored at once."
         )
 
 
@@ -256,7 +208,7 @@ class MusicGRPOTrainer(RolloutTrainer, GRPOTrainer):
 
 
 @dataclass(kw_only=True)
-class RolloutJob(TrainingJob):
+class RolloutJob(ScoringSettings, TrainingJob):
     """What both jobs share."""
 
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
@@ -294,8 +246,9 @@ class RolloutJob(TrainingJob):
                 f"`num_generations` = {self.num_generations} must be at least 2 and divide the {clips} clips of a step "
                 "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes)."
             )
+        self.check_scoring(of_a_process)
         if "variety" in split_specs(self.reward):
-            check_groups(of_a_process, self.num_generations)
+            self.check_groups(of_a_process)
         if self.num_iterations < 1 or self.save_steps % self.num_iterations:
             raise ValueError(
                 f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
@@ -309,7 +262,14 @@ class RolloutJob(TrainingJob):
 
     def rollout_arguments(self) -> dict[str, Any]:
         """The trainer's arguments that both jobs share."""
-        names = ("duration_s", "temperature", "num_generations", "num_iterations", "epsilon")
+        names = (
+            "duration_s",
+            "temperature",
+            "num_generations",
+            "num_iterations",
+            "epsilon",
+            *ScoringSettings.__dataclass_fields__,
+        )
         return self.shared_arguments() | {name: vars(self)[name] for name in names}
 
 

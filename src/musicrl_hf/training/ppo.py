@@ -31,7 +31,7 @@ from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
 from .ppo_sampler import EVALUATION, RolloutSampler, check_prompts, clip_seed
-from .ppo_scoring import BackgroundScoring, ClipScorer
+from .ppo_scoring import ClipScorer
 from .seconds import Seconds
 
 SEEN = ("logprobs", "values", "kl")  # of the policy's view of its clips, what the updates need
@@ -181,7 +181,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
     @torch.no_grad()
     def rollout(self, prompts: list[str]) -> dict[str, Tensor]:
         """Sample a clip for each of B prompts and work out what the updates need; every value is [B, ...]."""
-        args = self.args
+        args, scorer = self.args, self._scorer
         chunks = [
             slice(i, i + args.local_rollout_forward_batch_size)
             for i in range(0, len(prompts), args.local_rollout_forward_batch_size)
@@ -192,7 +192,7 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         input_ids, attention_mask = generator.text_inputs(prompts)
         random = torch.Generator(args.device).manual_seed(self._rollout_seed())
         sampled: list[Tensor] = []
-        with BackgroundScoring(self._scorer) if args.score_in_background else nullcontext() as background:
+        with scorer.in_background() if args.score_in_background else nullcontext() as background:
             for c in chunks:
                 with self.accelerator.autocast(), self._seconds.of("sample"):
                     codes = generator.sample_codes(
@@ -200,11 +200,11 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
                     )
                 sampled.append(codes)
                 if background is not None:
-                    background.add(prompts[c], codes)
+                    background.add(scorer.decode(prompts[c], codes))
             codes = torch.cat(sampled)
 
             # Step 2: listen. One number a clip, set against the prompt's other clips where there are any.
-            heard, components = self._scorer.score(prompts, codes) if background is None else background.scores()
+            heard, components = scorer.score(prompts, codes) if background is None else scorer.collect(background)
         clips = {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
         clips["scores"] = scores = losses.above_others(heard, args.num_generations)
         gathered = self.accelerator.gather(heard)

@@ -8,16 +8,16 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
-from ..devices import find_device
 from ..rewards.combine import check_single_clips, split_specs
 from .job import NORMALISE_HELP, TrainingJob, option
+from .scoring import ScoringSettings
 
 OBJECTIVES = ("paper", "ppo")
 VALUE_MODELS = ("shared", "separate")
 
 
 @dataclass(kw_only=True)
-class PPOSettings:
+class PPOSettings(ScoringSettings):
     """What the algorithm itself needs; the names are TRL's where TRL's PPO had one.
 
     `kl_mix` and the choice of `value_model` are not in the paper: it says that policy and value both start from the base
@@ -71,16 +71,6 @@ class PPOSettings:
         '"shared": the value head reads the policy\'s own trunk; "separate": a copy of the base checkpoint\'s trunk, which '
         "doubles memory and time but leaves the policy's features to the policy",
     )
-    local_rollout_forward_batch_size: int = option(64, "clips sampled and scored at once on each process")
-    reward_device: str | None = option(
-        None, 'device that rewards run on and get their clips on, such as "cpu" or "cuda:1"; none for the policy\'s'
-    )
-    score_in_background: bool = option(
-        False,
-        "score clips while the next local_rollout_forward_batch_size are sampled; the numbers are the same. It helps where "
-        "rewards run on another device (reward_device) or wait for a server. With the policy on a GPU set reward_device too "
-        "(cpu for a server): a GPU does its work in turn",
-    )
 
     def check_settings(self) -> None:
         """ValueError for values out of range and for combinations that contradict each other."""
@@ -97,7 +87,7 @@ class PPOSettings:
         for name in ("temperature", "cliprange", "cliprange_value"):
             if not vars(self)[name] > 0:
                 raise ValueError(f"`{name}` must be above 0, got {vars(self)[name]!r}.")
-        for name in ("num_generations", "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"):
+        for name in ("num_generations", "num_ppo_epochs", "num_mini_batches"):
             if vars(self)[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]!r}.")
         if not 1 <= self.ref_guidance_scale < float("inf"):
@@ -129,12 +119,7 @@ class PPOSettings:
                 f"`num_generations` = {self.num_generations} must divide the {clips} clips of a set on each process "
                 "(per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches)."
             )
-        if self.score_in_background and clips <= self.local_rollout_forward_batch_size:
-            raise ValueError(
-                f"`score_in_background` = True scores a part of a set while the next is sampled, but "
-                f"`local_rollout_forward_batch_size` = {self.local_rollout_forward_batch_size} takes the {clips} clips of a "
-                "set on each process at once; set it lower, to half of them or less, or score_in_background to False."
-            )
+        self.check_scoring(clips)
 
     def check_enough(self, clips: int, normalise: str = "none") -> None:
         """ValueError where one clip is set against the others of a set, of `clips` on all processes, and there are none."""
@@ -144,16 +129,6 @@ class PPOSettings:
             raise ValueError(
                 f"{' and '.join(compared)} set a clip against the others of its set, which is of one clip and teaches nothing "
                 "so: set `per_device_train_batch_size` or `gradient_accumulation_steps` to 2 or more."
-            )
-
-    def check_groups(self, clips: int) -> None:
-        """ValueError where a reward that compares the clips of a prompt would not hear them together, of `clips` of a set."""
-        heard, of_a_prompt = self.local_rollout_forward_batch_size, self.num_generations
-        if of_a_prompt < 2 or (clips > heard and heard % of_a_prompt):
-            raise ValueError(
-                f"`reward` compares the clips of a prompt, as variety does: `num_generations` = {of_a_prompt} must be at least "
-                f"2, and `local_rollout_forward_batch_size` = {heard}, which are scored at once, a multiple of it or at least the "
-                f"{clips} clips of a set."
             )
 
     @property
@@ -208,7 +183,7 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
     @property
     def rewards_at(self) -> torch.device:
         """Where rewards get their clips: on `reward_device`, or else where the policy is."""
-        return find_device(self.reward_device, "reward_device") if self.reward_device else self.device
+        return self.rewards_on(self.device)
 
 
 @dataclass(kw_only=True)
