@@ -101,12 +101,13 @@ def shown(ratios: dict[str, float]) -> str:
 
 
 def hardware(device: str = "cpu") -> str:
-    """Processor, threads, versions, and whether other work was there: a load before the first timing."""
+    """Processor and the vector instructions that torch uses of it, threads, versions, and whether other work was there: a load before the first timing."""
     named = Path("/proc/cpuinfo")
     lines = named.read_text().splitlines() if named.is_file() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     load = os.getloadavg()[0]
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{cpu} ({platform.machine()})"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{cpu} ({platform.machine()}, {vectors})"
     shared = f"**shared** with other work (load {load:.1f})" if load > 0.5 else "idle otherwise"
     return (
         f"{where}, {torch.get_num_threads()} of {os.cpu_count()} cores, {shared}; torch {torch.__version__}, transformers "

@@ -70,7 +70,11 @@ def test_a_table_has_a_row_a_measurement_and_the_summary_their_range(load_benchm
         "| Steps (of 1, 2), against a | a GPU | 2.00 | 0.30 |",
         "| Steps (of 1, 2), against b | a GPU | 10.00 | 0.30 |",
     ]
-    names = {"AMD EPYC (x86_64), 1 of 2 cores": "AMD EPYC", "NVIDIA H200, 8 of 16 cores": "NVIDIA H200"}
+    names = {
+        "AMD EPYC (x86_64, AVX2), 1 of 2 cores": "AMD EPYC (AVX2)",
+        "AMD EPYC (x86_64, AVX512), 1 core": "AMD EPYC",
+    }
+    names |= {"AMD EPYC (x86_64), 1 of 2 cores": "AMD EPYC", "NVIDIA H200, 8 of 16 cores": "NVIDIA H200"}
     names["Intel(R) Xeon(R) Processor (x86_64), 1 of 2 cores, **shared** with other work (load 1.8)"] = "Intel Xeon"
     assert {hardware: table.short_name(hardware) for hardware in names} == names
     text = table.filled(f"before {table.BEGIN} old {table.END} after", tmp_path)

@@ -19,7 +19,6 @@ from musicrl_hf.generator import load_generator
 from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.rewards.variety import variety
 from musicrl_hf.training.online import (
-    GRPO_LOSSES,
     GRPOJob,
     MusicGRPOConfig,
     MusicGRPOTrainer,
@@ -29,6 +28,7 @@ from musicrl_hf.training.online import (
     run_grpo,
     run_rloo,
 )
+from musicrl_hf.training.online_config import GRPO_LOSSES
 from musicrl_hf.training.online_scoring import ClipReward, Rollouts
 from musicrl_hf.training.ppo_policy import LORA_TARGETS
 
@@ -530,3 +530,8 @@ def test_two_processes_sample_different_clips_and_agree_on_the_weights(kind, tmp
     assert not set(first["heard"]) & set(second["heard"])
     assert abs(first["kl"]) < 1e-5
     assert first["weights"] == second["weights"]
+    alone = TRAINERS[kind](
+        *(tiny_generator(), loudness, config(kind, tmp_path, per_device_eval_batch_size=2), prompts()),
+        eval_dataset=prompts(3),
+    ).evaluate()
+    assert first["evaluated"] == second["evaluated"] == pytest.approx(alone, abs=1e-6)

@@ -28,7 +28,7 @@ def run_dpo(folder: Path) -> dict:
     return {"losses": losses(trainer)}
 
 
-def run_online(kind: str, folder: Path) -> dict:
+def run_online(kind: str, folder: Path, evaluates: bool = True) -> dict:
     from test_online import TRAINERS, config, loudness, prompts
 
     heard = []
@@ -37,12 +37,17 @@ def run_online(kind: str, folder: Path) -> dict:
         heard.append(audio.mean().item())
         return loudness(texts, audio, sampling_rate)
 
-    args = config(kind, folder, local_rollout_forward_batch_size=2, score_in_background=True)
-    trainer = TRAINERS[kind](tiny_generator(dropout=0.1), reward, args, prompts())
+    chunks = {"local_rollout_forward_batch_size": 2, "score_in_background": True, "per_device_eval_batch_size": 2}
+    args = config(kind, folder, **chunks)
+    held_out = prompts(3) if evaluates else None
+    trainer = TRAINERS[kind](tiny_generator(dropout=0.1), reward, args, prompts(), eval_dataset=held_out)
+    evaluated = trainer.evaluate() if evaluates else {}
+    heard.clear()
     trainer.train()
     trainer.save_model()
     sums = [parameter.detach().double().sum() for parameter in trainer.generator.decoder.parameters()]
-    return {"heard": heard, "kl": trainer.state.log_history[0]["kl"], "weights": torch.stack(sums).sum().item()}
+    kl = next(line["kl"] for line in trainer.state.log_history if "kl" in line)
+    return {"heard": heard, "kl": kl, "weights": torch.stack(sums).sum().item(), "evaluated": evaluated}
 
 
 def run_halves(folder: Path) -> dict:
@@ -76,7 +81,7 @@ def run_fsdp2(folder: Path) -> dict:
     found["resumed"] = train(
         "dpo", saved, processes=2, saves=True, resume=find_checkpoint(str(saved / "checkpoint-2"), str(saved))
     )
-    return found | {"sampled": run_online("rloo", folder / "sampled")}
+    return found | {"sampled": run_online("rloo", folder / "sampled", evaluates=False)}
 
 
 if __name__ == "__main__":

@@ -1,31 +1,33 @@
 """RLOO and GRPO: TRL's own trainers, on clips that the policy samples and rewards hear."""
 
-import os
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.trainer.utils import RepeatSampler
+from torch import Tensor, nn
+from transformers import TrainerControl
+from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.utils import RepeatSampler, get_callable_name, use_adapter
 
-from ..audio import MAX_DURATION_S
 from ..flat import check_sampled_is_scored
 from ..generator import MusicRLForConditionalGeneration
-from ..rewards import Reward, load_rewards
-from ..rewards.combine import NORMALISE, compares_clips, move_reward, split_specs
+from ..rewards import CombinedReward, Reward, load_reward, load_rewards
+from ..rewards.combine import compares_clips, move_reward, split_specs
 from .callbacks import KLBudget, SampleWriter
-from .job import BF16_HELP, NORMALISE_HELP, TrainingJob, option, read_prompts, run_trainer
+from .clip_scorer import ClipScorer
+from .guard import OverOptimisationGuard
+from .held_out import check_watched, evaluate_held_out
+from .job import read_prompts, run_trainer
+from .losses import step_sums
+from .online_config import GRPOJob, MusicGRPOConfig, MusicRLOOConfig, RLOOJob
 from .online_scoring import ClipReward, Rollouts
-from .scoring import ScoringSettings
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
+from .seconds import Seconds
 
-# TRL's that take an importance ratio a token
-GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo")
-SCALES = ("group", "batch", "none")
+SHARING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 class EpochSampler(RepeatSampler):
@@ -34,65 +36,6 @@ class EpochSampler(RepeatSampler):
     def set_epoch(self, epoch: int) -> None:
         """Called by transformers' Trainer before each epoch."""
         self.generator.manual_seed(self.seed + epoch)
-
-
-@dataclass
-class RolloutArguments(ScoringSettings):
-    """What both configs add to TRL's, and what neither may ask for."""
-
-    duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
-    max_completion_length: int | None = option(None, "must stay empty: `duration_s` decides")
-    disable_dropout: bool = option(True, "must stay true: the clips are scored by the policy that sampled them")
-    gradient_checkpointing: bool | None = option(
-        None, "off here, where TRL has it on; activation_checkpointing turns it on"
-    )
-    bf16: bool = option(False, BF16_HELP)
-    report_to: str | list[str] | None = option("none", "where to report to")
-    ddp_find_unused_parameters: bool | None = option(False, "every trained parameter takes part in each step")
-
-    def __post_init__(self) -> None:
-        self.check_rollouts()
-        super().__post_init__()  # type: ignore[misc]  # TRL's
-        self.check_scoring(self.clips_per_rollout)
-        _ = self.rewards_at  # a device that is not there is known before anything is loaded
-
-    @property
-    def clips_per_rollout(self) -> int:
-        """Clips of a set on each process."""
-        return int(vars(self)["per_device_train_batch_size"] * vars(self)["steps_per_generation"])
-
-    @property
-    def rewards_at(self) -> torch.device:
-        """Where rewards get their clips: on `reward_device`, or else where the policy is."""
-        return self.rewards_on(self.device)  # type: ignore[attr-defined]
-
-    def check_rollouts(self) -> None:
-        """ValueError for options of language models that would break training on clips, each with the reason."""
-        refused = {
-            "mask_truncated_completions": "music has no end-of-sequence id, so every clip would be masked and every "
-            "gradient be zero",
-            "use_vllm": "vLLM does not know the delayed codebooks",
-            "use_transformers_continuous_batching": "the generator has its own sampler",
-            "max_completion_length": "a clip has codebooks x frames ids: set `duration_s` instead",
-            "cast_lm_head_to_fp32": "the scores are float32 already",
-        }
-        for name, reason in refused.items():
-            if vars(self).get(name):
-                raise ValueError(f"`{name}` = {vars(self)[name]!r} is not for music: {reason}; leave it unset.")
-        if not self.disable_dropout:
-            raise ValueError("`disable_dropout` = False: the policy would differ from its own samples; leave it True.")
-        if not 0 < self.duration_s <= MAX_DURATION_S:
-            raise ValueError(f"`duration_s` must be in (0, {MAX_DURATION_S:g}] seconds, got {self.duration_s!r}.")
-
-
-@dataclass
-class MusicRLOOConfig(RolloutArguments, RLOOConfig):
-    """TRL's `RLOOConfig` for clips of `duration_s` seconds."""
-
-
-@dataclass
-class MusicGRPOConfig(RolloutArguments, GRPOConfig):
-    """TRL's `GRPOConfig` for clips of `duration_s` seconds."""
 
 
 class RolloutTrainer(FlatTrainer):
@@ -104,6 +47,9 @@ class RolloutTrainer(FlatTrainer):
             `args.reward_weights` weighs them.
         args: a `MusicRLOOConfig` or `MusicGRPOConfig`.
         train_dataset: rows with `prompt`.
+        eval_dataset: rows with `prompt`, held out: sampled with the same seeds at each evaluation, a clip each.
+        watch: name -> reward that is never trained on: each evaluation scores its clips with them too and logs the means
+            as `eval_watch/<name>`.
         ref_model: anchor of the KL; None takes a copy of `model` (with an adapter, the model without it).
         callbacks, optimizers, peft_config: as in TRL.
 
@@ -113,6 +59,8 @@ class RolloutTrainer(FlatTrainer):
     """
 
     config_class: type
+    model: nn.Module
+    control: TrainerControl
 
     def __init__(
         self,
@@ -124,6 +72,8 @@ class RolloutTrainer(FlatTrainer):
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
+        eval_dataset: Dataset | None = None,
+        watch: dict[str, Reward] | None = None,
     ):
         if not isinstance(args, self.config_class):
             raise ValueError(f"`args` must be a {self.config_class.__name__}, got {type(args).__name__}.")
@@ -140,6 +90,17 @@ class RolloutTrainer(FlatTrainer):
                 f"step (generation batch of {args.generation_batch_size} / {args.num_generations} clips a prompt); got "
                 f"{len(train_dataset)} rows of {', '.join(train_dataset.column_names)}."
             )
+        if eval_dataset is not None and ("prompt" not in eval_dataset.column_names or len(eval_dataset) == 0):
+            raise ValueError(
+                f"`eval_dataset` must have a `prompt` column and at least one row, got {len(eval_dataset)} rows of "
+                f"{', '.join(eval_dataset.column_names) or 'nothing'}."
+            )
+        if eval_dataset is not None and any(map(parse_flag_from_env, SHARING)):
+            raise ValueError(
+                "`eval_dataset`: FSDP and DeepSpeed share out the policy's weights, which evaluations sample and score as a whole; "
+                "leave it out (`eval_prompts` of a job), or start one process a GPU with examples/accelerate/several_gpus.yaml."
+            )
+        check_watched(watch, eval_dataset)
         if any(map(compares_clips, rewards)):
             args.check_groups(args.clips_per_rollout)
         model = prepare_generator(model)
@@ -153,17 +114,65 @@ class RolloutTrainer(FlatTrainer):
             reward_funcs=[ClipReward(reward, self._rollouts) for reward in rewards],
             args=args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        for reward in rewards:
+        for reward in (*rewards, *(watch or {}).values()):
             move_reward(reward, args.rewards_at)
+        self._scorer = ClipScorer(flat, self._as_one(rewards), watch or {}, args, Seconds())
         check_sampled_is_scored(self.generation_config)  # type: ignore[attr-defined]
         if anchor is not None and self.ref_model is None and args.beta != 0:  # type: ignore[has-type]
             # With an adapter TRL takes the model without it; the caller named another anchor.
             anchor.scoring_temperature = args.temperature
             self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)
+
+    def _as_one(self, rewards: list[Reward]) -> Reward:
+        """What an evaluation scores clips by: the reward, or the weighted sum of several."""
+        if len(rewards) == 1:
+            return rewards[0]
+        names = [get_callable_name(reward) for reward in rewards]
+        names = [name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names, 1)]
+        return CombinedReward(dict(zip(names, rewards)), dict(zip(names, self.reward_weights.tolist())))  # type: ignore[attr-defined]
+
+    def evaluate(self, eval_dataset: Dataset | None = None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
+        """A clip of each held-out prompt, with the same seeds as ever: reward, its parts, what is watched, entropy (nats a code),
+        and KL to the anchor, exact, in nats a clip (TRL's `kl` of training is an estimate a code).
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        if not rows:
+            raise ValueError("`eval_dataset` is empty; give held-out prompts.")
+        training = self.model.training
+        self.model.eval()  # TRL's log asks
+        try:
+            means = evaluate_held_out(self, rows["prompt"], self.generator, self._scorer, self._view)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+            self.log(metrics.copy())  # type: ignore[attr-defined]
+        finally:
+            self.model.train(training)
+        handler = self.callback_handler  # type: ignore[attr-defined]
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _view(self, input_ids: Tensor, attention_mask: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """What policy and anchor say of codes [B, K, F]."""
+        inputs, generator = (codes, input_ids, attention_mask, self.args.temperature), self.generator
+        with self.accelerator.autocast():
+            scores = generator.score_codes(*inputs, self._anchor_logits(*inputs))
+        seen = {"entropy": step_sums(scores.entropies, scores.mask), "mask": scores.mask}
+        return seen if scores.kl is None else seen | {"kl": step_sums(scores.kl, scores.mask)}
+
+    def _anchor_logits(self, *inputs: Any) -> Tensor | None:
+        """Of the anchor, or of the model without its adapter, as TRL takes it; None where no KL is asked for."""
+        if self.beta == 0:  # type: ignore[attr-defined]
+            return None
+        unwrap = self.accelerator.unwrap_model
+        if self.ref_model is not None:
+            return unwrap(self.ref_model).code_logits(*inputs)
+        model = unwrap(self.model)
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            return self.generator.code_logits(*inputs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
         rollouts, prompts = self._rollouts, [row["prompt"] for row in inputs]
@@ -207,106 +216,6 @@ class MusicGRPOTrainer(RolloutTrainer, GRPOTrainer):
     config_class = MusicGRPOConfig
 
 
-@dataclass(kw_only=True)
-class RolloutJob(ScoringSettings, TrainingJob):
-    """What both jobs share."""
-
-    prompts: str = field(metadata={"help": "text file, one prompt a line"})
-    reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
-    normalise: str = option("none", NORMALISE_HELP)
-    reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
-    duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
-    temperature: float = option(1.0, "sampling temperature, also of the scored distribution")
-    num_generations: int = option(4, "clips a prompt, compared with each other")
-    num_iterations: int = option(1, "optimiser steps on each set of sampled clips")
-    epsilon: float = option(0.2, "the ratio to the sampling policy is clipped to 1 -/+ this")
-    sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
-    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_kl is not None and not self.max_kl > 0:
-            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
-        if self.max_kl is not None and not vars(self)["beta"]:
-            raise ValueError(
-                f"`max_kl` = {self.max_kl!r} needs a `beta` above 0, such as 1e-6: without one TRL measures no KL."
-            )
-        if not self.reward:
-            raise ValueError("`reward` is empty; name at least one, such as adherence.")
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature!r}.")
-        if self.normalise not in NORMALISE:
-            raise ValueError(f"`normalise` must be one of {', '.join(NORMALISE)}, got {self.normalise!r}.")
-        if self.sample_steps < 0:
-            raise ValueError(f"`sample_steps` must be at least 0, got {self.sample_steps!r}.")
-        of_a_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        clips = of_a_process * int(os.environ.get("WORLD_SIZE", 1))
-        if self.num_generations < 2 or clips % self.num_generations:
-            raise ValueError(
-                f"`num_generations` = {self.num_generations} must be at least 2 and divide the {clips} clips of a step "
-                "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes)."
-            )
-        self.check_scoring(of_a_process)
-        if "variety" in split_specs(self.reward):
-            self.check_groups(of_a_process)
-        if self.num_iterations < 1 or self.save_steps % self.num_iterations:
-            raise ValueError(
-                f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
-                "of clips is used up before anything is saved, so that a resumed run goes on exactly."
-            )
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimiser steps made on each set of sampled clips."""
-        return self.num_iterations
-
-    def rollout_arguments(self) -> dict[str, Any]:
-        """The trainer's arguments that both jobs share."""
-        names = (
-            "duration_s",
-            "temperature",
-            "num_generations",
-            "num_iterations",
-            "epsilon",
-            *ScoringSettings.__dataclass_fields__,
-        )
-        return self.shared_arguments() | {name: vars(self)[name] for name in names}
-
-
-@dataclass(kw_only=True)
-class RLOOJob(RolloutJob):
-    """One RLOO run, as a flat YAML file or command line describes it."""
-
-    beta: float = option(0.05, "reward lost a nat of KL to the reference, over the whole clip")
-    normalize_advantages: bool = option(False, "scale the advantages of a batch to unit deviation")
-
-    def trainer_config(self) -> MusicRLOOConfig:
-        """The trainer's arguments for this job."""
-        own: dict[str, Any] = {"beta": self.beta, "normalize_advantages": self.normalize_advantages}
-        return MusicRLOOConfig(**self.rollout_arguments(), **own)
-
-
-@dataclass(kw_only=True)
-class GRPOJob(RolloutJob):
-    """One GRPO run, as a flat YAML file or command line describes it."""
-
-    beta: float = option(0.04, "weight of the KL to the reference, a code")
-    loss_type: str = option("dapo", "TRL's name of the loss: dapo, grpo, dr_grpo, ...")
-    scale_rewards: str = option("group", "divide advantages by the deviation of the group, the batch, or none")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss_type not in GRPO_LOSSES:
-            raise ValueError(f"`loss_type` must be one of {', '.join(GRPO_LOSSES)}, got {self.loss_type!r}.")
-        if self.scale_rewards not in SCALES:
-            raise ValueError(f"`scale_rewards` must be one of {', '.join(SCALES)}, got {self.scale_rewards!r}.")
-
-    def trainer_config(self) -> MusicGRPOConfig:
-        """The trainer's arguments for this job."""
-        own: dict[str, Any] = {"beta": self.beta, "loss_type": self.loss_type, "scale_rewards": self.scale_rewards}
-        return MusicGRPOConfig(**self.rollout_arguments(), **own)
-
-
 def run_rloo(job: RLOOJob) -> Path:
     """Train a generator with RLOO; the folder holds the model (or adapter), metrics.jsonl and result.json.
 
@@ -326,13 +235,17 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
     args = job.trainer_config()
     job.check_places()
     prompts = read_prompts(job.prompts)
+    held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
+    reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
     trainer = trainer_class(
         job.model,
-        load_rewards(job.reward, job.normalise, job.reward_timeout_s),
+        reward,
         args,
         Dataset.from_dict({"prompt": prompts}),
         ref_model=job.ref_model,
         peft_config=job.peft_config(),
+        eval_dataset=None if held_out is None else Dataset.from_dict({"prompt": held_out}),
+        watch={spec: reward.rewards.get(spec) or load_reward(spec) for spec in split_specs(job.watch)},
     )
     if job.sample_steps:
         heard = prompts[:4]
@@ -340,4 +253,7 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
         trainer.add_callback(writer)  # type: ignore[attr-defined]
     if job.max_kl is not None:
         trainer.add_callback(KLBudget(job.max_kl, codes=args.max_completion_length or 1))  # type: ignore[attr-defined]
-    return run_trainer(trainer, job, method, {"prompts": len(prompts)})
+    if job.guard is not None:
+        guard = OverOptimisationGuard(f"eval_{job.guard}", job.guard_patience, job.guard_min_delta)
+        trainer.add_callback(guard)  # type: ignore[attr-defined]
+    return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)

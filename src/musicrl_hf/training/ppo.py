@@ -14,24 +14,24 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..rewards import Reward, load_reward, load_rewards
+from ..rewards import CombinedReward, Reward, load_reward, load_rewards
 from ..rewards.combine import compares_clips, move_reward, split_specs
 from . import losses
 from .callbacks import KLBudget, SampleWriter
 from .checkpoints import WholeCheckpoints
+from .clip_scorer import ClipScorer
 from .guard import OverOptimisationGuard
+from .held_out import check_watched, evaluate_held_out
 from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
 from .ppo_policy import Anchor, PolicyWithValue, add_lora
-from .ppo_sampler import EVALUATION, RolloutSampler, check_prompts, clip_seed
-from .ppo_scoring import ClipScorer
+from .ppo_sampler import RolloutSampler, check_prompts, clip_seed
 from .seconds import Seconds
 
 SEEN = ("logprobs", "values", "kl")  # of the policy's view of its clips, what the updates need
@@ -77,22 +77,13 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         watch: dict[str, Reward] | None = None,
     ) -> None:
-        for name, given in {
-            "reward": reward,
-            **{f"watch[{name!r}]": part for name, part in (watch or {}).items()},
-        }.items():
-            if not callable(given):
-                raise ValueError(f"`{name}` must be a callable (prompts, audio, sampling_rate) -> [B], got {given!r}.")
+        if not callable(reward):
+            raise ValueError(f"`reward` must be a callable (prompts, audio, sampling_rate) -> [B], got {reward!r}.")
+        check_watched(watch, eval_dataset)
         if compares_clips(reward):
             args.check_groups(args.clips_per_rollout)
-        if any(map(compares_clips, (watch or {}).values())):
-            raise ValueError(
-                "`watch` compares the clips of a prompt, as variety does, and is 0 in every evaluation, of one clip a prompt; leave it out."
-            )
-        if watch and eval_dataset is None:
-            raise ValueError(
-                f"`watch` = {', '.join(watch)} is scored at evaluations only, but `eval_dataset` is None; give held-out prompts."
-            )
+        if isinstance(reward, CombinedReward):
+            args.check_enough(args.clips_per_rollout * args.world_size, reward.normalise)
         check_prompts("train_dataset", train_dataset)
         if eval_dataset is not None:
             check_prompts("eval_dataset", eval_dataset)
@@ -308,37 +299,15 @@ class MusicPPOTrainer(WholeCheckpoints, Trainer):
 
     # -- evaluation, logs, files -----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample the held-out prompts with the same seeds as ever, and score them: reward, its parts, what is watched, KL, entropy."""
-        args, generator = self.args, self.model.generator
         prompts = self.eval_dataset if eval_dataset is None else eval_dataset
         if not prompts:
             raise ValueError("`eval_dataset` is empty; give held-out prompts.")
-        size = args.per_device_eval_batch_size
-        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        rows: list[dict[str, float]] = []
-        for number in range(args.process_index, len(batches), args.world_size):
-            batch = batches[number]
-            input_ids, attention_mask = generator.text_inputs(batch)
-            random = torch.Generator(args.device).manual_seed(clip_seed(args.seed, number, EVALUATION))
-            with self.accelerator.autocast():
-                codes = generator.sample_codes(
-                    input_ids, attention_mask, self.frames, temperature=args.temperature, generator=random
-                )
-            scores, components = self._scorer.score(batch, codes, evaluating=True)
-            view = self.view(input_ids, attention_mask, codes)
-            means = {
-                "reward": scores.mean(),
-                "kl": view["kl"].sum(1).mean(),
-                "entropy": view["entropy"].sum(1).mean() / view["mask"][0].sum(),
-                **components,
-            }
-            rows += [{name: float(value) for name, value in means.items()}] * len(batch)
-        rows = gather_object(rows)
-        metrics = {f"{metric_key_prefix}_{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        means = evaluate_held_out(self, prompts, self.model.generator, self._scorer, self.view)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _record(self, metrics: Mapping[str, Tensor | float]) -> None:

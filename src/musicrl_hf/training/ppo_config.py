@@ -8,7 +8,8 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
-from ..rewards.combine import check_single_clips, split_specs
+from ..rewards.combine import split_specs
+from .held_out import HeldOutSettings
 from .job import NORMALISE_HELP, TrainingJob, option
 from .scoring import ScoringSettings
 
@@ -187,37 +188,22 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
 
 
 @dataclass(kw_only=True)
-class PPOJob(PPOSettings, TrainingJob):
+class PPOJob(PPOSettings, HeldOutSettings, TrainingJob):
     """One RL fine-tuning run, as a flat YAML file or command line describes it."""
 
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
     normalise: str = option("none", NORMALISE_HELP)
-    watch: list[str] = option(
-        [],
-        "further rewards, never trained on: each evaluation logs them as eval_watch/NAME, unweighted, of the clips that "
-        "eval_reward is of",
-    )
     reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
-    per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
-    eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
     max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
-    guard: str | None = option(
-        None,
-        'metric of the evaluations ("reward", "reward/NAME" or "watch/NAME") that the run stops for when it no longer rises; '
-        "whenever it stops, it ends with the weights of the best evaluation; needs save_steps = eval_steps",
-    )
-    guard_patience: int = option(3, "evaluations without a rise after which the guard stops the run")
-    guard_min_delta: float = option(0.0, "a rise is more than this above the best before, in the metric's own unit")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_settings()
-        for name, least in {"eval_steps": 0, "sample_steps": 0, "per_device_eval_batch_size": 1}.items():
-            if vars(self)[name] < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {vars(self)[name]!r}.")
+        if self.sample_steps < 0:
+            raise ValueError(f"`sample_steps` must be at least 0, got {self.sample_steps!r}.")
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
         if self.max_kl is not None and self.ref_guidance_scale > 1:
@@ -227,25 +213,15 @@ class PPOJob(PPOSettings, TrainingJob):
             )
         if not self.reward:
             raise ValueError("`reward` is empty; name at least one, such as adherence.")
-        if (self.eval_steps or self.sample_steps) and self.eval_prompts is None:
+        if self.sample_steps and self.eval_prompts is None:
             raise ValueError(
-                f"`eval_prompts` is empty, but `eval_steps` = {self.eval_steps} and `sample_steps` = {self.sample_steps} "
-                "need held-out prompts; give a text file, or set both to 0."
+                f"`eval_prompts` is empty, but `sample_steps` = {self.sample_steps} needs held-out prompts; give a text file, or "
+                "set it to 0."
             )
-        if self.watch and not self.eval_steps:
-            raise ValueError(
-                f"`watch` = {self.watch} is scored at evaluations only, but `eval_steps` = 0; set eval_steps and eval_prompts, "
-                "or leave watch empty."
-            )
-        check_single_clips(self.watch, "watch")
+        self.check_held_out()
         clips = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
         if "variety" in split_specs(self.reward):
             self.check_groups(clips)
-            if self.guard == "reward/variety":
-                raise ValueError(
-                    "`guard` = 'reward/variety' is 0 in every evaluation, which samples one clip of a prompt; name another metric."
-                )
-        self._check_guard()
         if self.lora_r and self.value_model == "separate":
             raise ValueError(
                 f"`value_model` = 'separate' trains a whole copy of the trunk, against the point of `lora_r` = "
@@ -256,41 +232,10 @@ class PPOJob(PPOSettings, TrainingJob):
         self.check_clips(clips)
         self.check_enough(clips * int(os.environ.get("WORLD_SIZE", 1)), self.normalise)
 
-    def _check_guard(self) -> None:
-        if self.guard_patience < 1:
-            raise ValueError(f"`guard_patience` must be at least 1 evaluation, got {self.guard_patience!r}.")
-        if not 0 <= self.guard_min_delta < float("inf"):
-            raise ValueError(f"`guard_min_delta` must be at least 0, got {self.guard_min_delta!r}.")
-        if self.guard is None:
-            return
-        parts = {"reward": self.reward, "watch": self.watch}
-        metrics = ["reward", *(f"{kind}/{spec}" for kind, specs in parts.items() for spec in split_specs(specs))]
-        if self.guard not in metrics:
-            raise ValueError(
-                f"`guard` = {self.guard!r} is no metric of the evaluations; they are {', '.join(metrics)}, and any reward more "
-                "that `watch` names."
-            )
-        if not self.eval_steps or self.save_steps != self.eval_steps:
-            raise ValueError(
-                f"`guard` = {self.guard!r} goes back to the checkpoint of the best evaluation: `save_steps` must be "
-                f"`eval_steps` and above 0, got {self.save_steps} and {self.eval_steps}."
-            )
-        if self.save_total_limit == 1:
-            raise ValueError(
-                f"`save_total_limit` = 1 leaves a run with `guard` = {self.guard!r} the best checkpoint alone, and none of the "
-                "last step to go on from; give at least 2."
-            )
-
     def trainer_config(self) -> MusicPPOConfig:
         """The trainer's arguments for this job."""
         return MusicPPOConfig(
             **{name: vars(self)[name] for name in PPOSettings.__dataclass_fields__},
             **self.shared_arguments(),
-            per_device_eval_batch_size=self.per_device_eval_batch_size,
-            eval_strategy="steps" if self.eval_steps else "no",
-            eval_steps=self.eval_steps or None,
-            eval_on_start=bool(self.eval_steps) and self.resume_from_checkpoint is None,
-            load_best_model_at_end=self.guard is not None,
-            metric_for_best_model=self.guard,
-            greater_is_better=None if self.guard is None else True,
+            **self.held_out_arguments(),
         )

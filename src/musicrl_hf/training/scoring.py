@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +61,19 @@ class ScoringSettings:
     def rewards_on(self, policy: torch.device) -> torch.device:
         """Where rewards get their clips: on `reward_device`, or else where the policy is."""
         return find_device(self.reward_device, "reward_device") if self.reward_device else policy
+
+
+class ScoringArguments(Protocol):
+    """What scoring reads of a trainer's arguments."""
+
+    duration_s: float
+    local_rollout_forward_batch_size: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def rewards_at(self) -> torch.device: ...
 
 
 class Question(NamedTuple):

@@ -1,4 +1,4 @@
-"""What rewards say of the clips that PPO samples."""
+"""Clips to rewards: decoded, and heard by what is trained on and by what is watched."""
 
 from torch import Tensor
 
@@ -6,9 +6,8 @@ from ..generator import MusicRLForConditionalGeneration
 from ..rewards import CombinedReward, Reward
 from ..rewards.combine import joined
 from ..rewards.contract import ask_reward
-from .ppo_config import MusicPPOConfig
 from .processes import combine_over_processes
-from .scoring import BackgroundScoring, Chunk, questions_of
+from .scoring import BackgroundScoring, Chunk, ScoringArguments, questions_of
 from .seconds import Seconds
 
 
@@ -28,13 +27,11 @@ class ClipScorer:
         generator: MusicRLForConditionalGeneration,
         reward: Reward,
         watch: dict[str, Reward],
-        args: MusicPPOConfig,
+        args: ScoringArguments,
         seconds: Seconds,
     ) -> None:
         self.generator, self.reward, self.args, self.seconds = generator, reward, args, seconds
         self.combined = reward if isinstance(reward, CombinedReward) else None
-        if self.combined:
-            args.check_enough(args.clips_per_rollout * args.world_size, self.combined.normalise)
         parts, timeout_s = (self.combined.rewards, self.combined.timeout_s) if self.combined else ({}, 0.0)
         # What is also trained on is scored once.
         self._watched_parts = [name for name, part in watch.items() if parts.get(name) is part]
