@@ -98,6 +98,17 @@ def test_an_evaluation_changes_nothing_of_a_training(kind, tmp_path):
         assert torch.equal(ours, theirs)
 
 
+@both
+def test_several_rewards_are_evaluated_by_their_weighted_sum(kind, tmp_path):
+    """Two of one name are told apart, and one of weight 0, which TRL logs, is no part of it."""
+    rewards = [loudness, quietness, CombinedReward({"a": loudness}), CombinedReward({"b": loudness})]
+    args = config(kind, tmp_path, reward_weights=[2.0, 0.0, 0.5, 0.25])
+    found = TRAINERS[kind](tiny_generator(), rewards, args, prompts(), eval_dataset=HELD_OUT).evaluate()
+    parts = {f"eval_reward/{name}" for name in ("loudness", "CombinedReward 3", "CombinedReward 4")}
+    assert {name for name in found if name.startswith("eval_reward/")} == parts
+    assert found["eval_reward"] == pytest.approx(2.75 * found["eval_reward/loudness"], rel=1e-5)
+
+
 def guarded(kind, folder, watch, lora, patience=2, **options):
     steps = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
     steps |= {"metric_for_best_model": "watch/meant", "greater_is_better": True, "save_total_limit": 2}
@@ -225,7 +236,7 @@ def test_what_cannot_be_evaluated_is_refused(kind, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`save_steps` must be `eval_steps` and above 0, got 2 and 1"):
         job(guard="reward", eval_steps=1, eval_prompts="h.txt", save_steps=2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="`eval_dataset`: FSDP and DeepSpeed share out"):
+    with pytest.raises(ValueError, match="`eval_dataset`: FSDP and ZeRO-3 share out"):
         build(eval_dataset=HELD_OUT)
 
 

@@ -1,5 +1,6 @@
 """RLOO and GRPO: TRL's own trainers, on clips that the policy samples and rewards hear."""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ from .online_config import GRPOJob, MusicGRPOConfig, MusicRLOOConfig, RLOOJob
 from .online_scoring import ClipReward, Rollouts
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 from .seconds import Seconds
-
-SHARING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 class EpochSampler(RepeatSampler):
@@ -95,9 +94,9 @@ class RolloutTrainer(FlatTrainer):
                 f"`eval_dataset` must have a `prompt` column and at least one row, got {len(eval_dataset)} rows of "
                 f"{', '.join(eval_dataset.column_names) or 'nothing'}."
             )
-        if eval_dataset is not None and any(map(parse_flag_from_env, SHARING)):
+        if eval_dataset is not None and _shares_out_weights():
             raise ValueError(
-                "`eval_dataset`: FSDP and DeepSpeed share out the policy's weights, which evaluations sample and score as a whole; "
+                "`eval_dataset`: FSDP and ZeRO-3 share out the policy's weights, which evaluations sample and score as a whole; "
                 "leave it out (`eval_prompts` of a job), or start one process a GPU with examples/accelerate/several_gpus.yaml."
             )
         check_watched(watch, eval_dataset)
@@ -129,12 +128,14 @@ class RolloutTrainer(FlatTrainer):
             self.ref_model = self.accelerator.prepare_model(anchor, evaluation_mode=True)
 
     def _as_one(self, rewards: list[Reward]) -> Reward:
-        """What an evaluation scores clips by: the reward, or the weighted sum of several."""
+        """What an evaluation scores clips by: the reward, or the weighted sum of several (those of weight 0 are for TRL's log)."""
         if len(rewards) == 1:
             return rewards[0]
         names = [get_callable_name(reward) for reward in rewards]
         names = [name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names, 1)]
-        return CombinedReward(dict(zip(names, rewards)), dict(zip(names, self.reward_weights.tolist())))  # type: ignore[attr-defined]
+        weights = dict(zip(names, self.reward_weights.tolist()))  # type: ignore[attr-defined]
+        weights = {name: weight for name, weight in weights.items() if weight}
+        return CombinedReward({name: part for name, part in zip(names, rewards) if name in weights}, weights)
 
     def evaluate(self, eval_dataset: Dataset | None = None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
         """A clip of each held-out prompt, with the same seeds as ever: reward, its parts, what is watched, entropy (nats a code),
@@ -201,6 +202,11 @@ class RolloutTrainer(FlatTrainer):
         )
 
 
+def _shares_out_weights() -> bool:
+    """Under `accelerate launch`, which tells by the environment."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+
+
 class MusicRLOOTrainer(RolloutTrainer, RLOOTrainer):
     """TRL's RLOOTrainer (REINFORCE with the leave-one-out baseline) for generators; see `RolloutTrainer`."""
 
@@ -248,7 +254,7 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
         watch={spec: reward.rewards.get(spec) or load_reward(spec) for spec in split_specs(job.watch)},
     )
     if job.sample_steps:
-        heard = prompts[:4]
+        heard = (held_out or prompts)[:4]
         writer = SampleWriter(trainer.generator, heard, job.sample_steps, job.duration_s, job.temperature, job.seed)
         trainer.add_callback(writer)  # type: ignore[attr-defined]
     if job.max_kl is not None:
