@@ -21,7 +21,7 @@ View = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 @dataclass(kw_only=True)
 class HeldOutSettings:
-    """What the jobs of PPO, RLOO and GRPO share."""
+    """What the jobs of PPO, RLOO and GRPO share: held-out prompts, and what ends a run before its last step."""
 
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps")
     watch: list[str] = option(
@@ -31,6 +31,7 @@ class HeldOutSettings:
     )
     per_device_eval_batch_size: int = option(8, "clips evaluated at once on each process")
     eval_steps: int = option(0, "optimiser steps between two evaluations on eval_prompts; 0 for none")
+    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
     guard: str | None = option(
         None,
         'metric of the evaluations ("reward", "reward/NAME" or "watch/NAME") that the run stops for when it no longer rises; '
@@ -44,6 +45,8 @@ class HeldOutSettings:
         for name, least in {"eval_steps": 0, "per_device_eval_batch_size": 1}.items():
             if vars(self)[name] < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {vars(self)[name]!r}.")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
         if self.eval_steps and self.eval_prompts is None:
             raise ValueError(
                 f"`eval_prompts` is empty, but `eval_steps` = {self.eval_steps} needs held-out prompts; give a text file, or "

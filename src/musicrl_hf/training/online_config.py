@@ -97,12 +97,9 @@ class RolloutJob(ScoringSettings, HeldOutSettings, TrainingJob):
     num_iterations: int = option(1, "optimiser steps on each set of sampled clips")
     epsilon: float = option(0.2, "the ratio to the sampling policy is clipped to 1 -/+ this")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
-    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_kl is not None and not self.max_kl > 0:
-            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
         if self.max_kl is not None and not vars(self)["beta"]:
             raise ValueError(
                 f"`max_kl` = {self.max_kl!r} needs a `beta` above 0, such as 1e-6: without one TRL measures no KL."

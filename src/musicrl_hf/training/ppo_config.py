@@ -197,15 +197,12 @@ class PPOJob(PPOSettings, HeldOutSettings, TrainingJob):
     normalise: str = option("none", NORMALISE_HELP)
     reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
-    max_kl: float | None = option(None, "stop when the KL to the anchor passes this many nats a clip; none for never")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_settings()
         if self.sample_steps < 0:
             raise ValueError(f"`sample_steps` must be at least 0, got {self.sample_steps!r}.")
-        if self.max_kl is not None and not self.max_kl > 0:
-            raise ValueError(f"`max_kl` must be above 0 nats, got {self.max_kl!r}; leave it none for no limit.")
         if self.max_kl is not None and self.ref_guidance_scale > 1:
             raise ValueError(
                 f"`max_kl` = {self.max_kl!r} stops a run at so many nats from where it starts, but with `ref_guidance_scale` = "
