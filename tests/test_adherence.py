@@ -4,6 +4,7 @@ import torch
 from tiny import tiny_clap
 
 from musicrl_hf.rewards import AdherenceReward, check_scores
+from musicrl_hf.rewards import clap as clap_features
 from musicrl_hf.rewards.clap import log_mel, to_segments
 
 RATE = 16000
@@ -71,6 +72,29 @@ def test_mel_features_equal_the_stock_extractor(clap, seconds, padding, truncati
     assert ours.shape == stock.shape
     # Decibels of silence rest on the 1e-10 floor in both; elsewhere float32 against float64.
     assert torch.allclose(ours, stock, atol=2e-2)
+
+
+@pytest.mark.parametrize(("hops", "repeated"), [(40, True), (40.5, False), (1, True)])
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat"])
+def test_sound_that_is_repeated_is_looked_at_once(clap, hops, repeated, padding, monkeypatch):
+    """And is in decibels what it is where nothing is known of a period: where the clip is what would be its repeats."""
+    _, _, stock = clap
+    settings = stock.to_dict() | {"padding": padding, "truncation": "rand_trunc"}
+    extractor, windows, stft = type(stock).from_dict(settings), [], torch.stft
+
+    def counts(*args, **options):
+        found = stft(*args, **options)
+        windows.append(found.shape[-1])
+        return found
+
+    monkeypatch.setattr(torch, "stft", counts)
+    clip = 0.3 * torch.randn(2, round(hops * extractor.hop_length))
+    ours, looked_at = log_mel(clip, extractor), sum(windows)
+    sound, silence = clap_features._filled_up(clip, extractor)
+    monkeypatch.setattr(clap_features, "_filled_up", lambda audio, _: (audio, silence))
+    windows.clear()
+    torch.testing.assert_close(ours, log_mel(sound, extractor), rtol=0, atol=1e-3)
+    assert looked_at == sum(windows) if not repeated else looked_at < 0.2 * sum(windows)
 
 
 def test_the_same_clip_scores_the_same_whatever_numpy_draws(reward):

@@ -52,6 +52,32 @@ def test_a_convolution_over_single_frames_is_a_product(batch):
         torch.testing.assert_close(layer(states), stock(states), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("frames", [2, 3, 70])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "taps", "dilation"), [((6, 5), 3, 1), ((6, 5), 4, 2), ((14, 2), 7, 1), ((14, 2), 7, 2)]
+)
+def test_an_elu_and_the_convolution_behind_it_are_one_layer(channels, taps, dilation, causal, frames, batch):
+    """Clips too short to be reflected among them; where few channels come out, by a product of all taps."""
+    stock = EncodecConv1d(tiny_codec_config(use_causal_conv=causal), *channels, taps, dilation=dilation)
+    elu, layer = sped_up(nn.ELU(), stock)
+    assert kinds([elu, layer]) == ["Identity", "_Activated"]
+    assert layer.is_narrow == (channels == (14, 2) and dilation == 1)
+    states = torch.randn(batch, channels[0], frames)
+    before = states.clone()
+    with torch.no_grad():
+        found, expected = layer(elu(states)), stock(nn.functional.elu(states))
+    assert torch.equal(states, before)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    states.requires_grad_()
+    ours, theirs = (
+        torch.autograd.grad(f(states).square().sum(), states)[0] for f in (layer, lambda x: stock(nn.functional.elu(x)))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_with_a_norm_behind_them_stay_as_they_are():
     config = tiny_codec_config(norm_type="time_group_norm")
     layers = [EncodecConv1d(config, 6, 5, 1), EncodecConvTranspose1d(config, 5, 6, 18, 9)]
@@ -64,10 +90,14 @@ def test_names_weights_and_gradients_are_the_stock_decoders():
     states = torch.randn(1, 16, 9, requires_grad=True)
     (expected,) = torch.autograd.grad(model.decoder(states).square().sum(), states)
     speed_up_decoder(model)
-    assert {"_FastELU", "_Pointwise", "_Transposed"} <= {type(module).__name__ for module in model.decoder.modules()}
+    assert {"_FastELU", "_Activated", "_Pointwise", "_Transposed"} <= {
+        type(module).__name__ for module in model.decoder.modules()
+    }
     after = model.decoder.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     (found,) = torch.autograd.grad(model.decoder(states).square().sum(), states)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert not {"_FastELU", "_Pointwise", "_Transposed"} & {type(module).__name__ for module in model.encoder.modules()}
+    assert not {"_FastELU", "_Activated", "_Pointwise", "_Transposed"} & {
+        type(module).__name__ for module in model.encoder.modules()
+    }

@@ -85,21 +85,29 @@ def log_mel(audio: Tensor, extractor: ClapFeatureExtractor) -> Tensor:
     is_fusion = extractor.truncation == "fusion"
     filters = extractor.mel_filters if is_fusion else extractor.mel_filters_slaney
     mel_filters = torch.as_tensor(filters, dtype=torch.float32, device=audio.device)
-    window = torch.hann_window(extractor.fft_window_size, device=audio.device)
+    size, hop = extractor.fft_window_size, extractor.hop_length
+    window = torch.hann_window(size, device=audio.device)
+
+    def mel_power(sound: Tensor) -> Tensor:
+        """[N, T] to [N, frames, mels], the first window at the first sample."""
+        spectrum = torch.stft(sound, size, hop, window=window, center=False, return_complex=True)
+        # Not abs().square(): that takes the root of each number first, and on a CPU half of the time of scoring.
+        return (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ mel_filters
+
     sound, silence = _filled_up(audio, extractor)
     # Windows that hear nothing but the silence behind need not be looked at: only what the last of the others reaches.
-    reach = extractor.fft_window_size + extractor.hop_length
-    spectrum = torch.stft(
-        nn.functional.pad(sound, (0, min(silence, reach))),
-        extractor.fft_window_size,
-        extractor.hop_length,
-        window=window,
-        pad_mode="reflect",
-        return_complex=True,
-    )
-    # Not abs().square(): that takes the root of each number first, and on a CPU half of the time of scoring.
-    power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ mel_filters
-    frames = 1 + (sound.shape[-1] + silence) // extractor.hop_length
+    heard = nn.functional.pad(sound, (0, min(silence, size + hop)))
+    heard = nn.functional.pad(heard, (size // 2, size // 2), mode="reflect")
+    first, last = ceil(size // 2 / hop), (sound.shape[-1] - size // 2) // hop  # of the windows that hear sound alone
+    period = audio.shape[-1] // hop
+    if audio.shape[-1] % hop == 0 and last - first >= period:
+        # Where the sound is repeated, they are: most of them need not be looked at either.
+        once = mel_power(heard[:, : (first + period - 1) * hop + size])
+        again = torch.arange(last + 1 - first, device=audio.device) % period + first
+        power = torch.cat([once[:, :first], once[:, again], mel_power(heard[:, (last + 1) * hop :])], 1)
+    else:
+        power = mel_power(heard)
+    frames = 1 + (sound.shape[-1] + silence) // hop
     power = nn.functional.pad(power, (0, 0, 0, frames - power.shape[1]))
     decibels = 10 * power.clamp(min=1e-10).log10()
     return decibels[:, None].expand(-1, 4 if is_fusion else 1, -1, -1)
