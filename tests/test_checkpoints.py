@@ -17,11 +17,11 @@ from musicrl_hf.training.checkpoints import (
     checkpoints_in,
     find_checkpoint,
     keep_newest,
-    train_or_stop,
     writing,
 )
 from musicrl_hf.training.ppo import MusicPPOTrainer
 from musicrl_hf.training.ppo_config import MusicPPOConfig
+from musicrl_hf.training.stopping import train_or_stop
 
 
 def loudness(prompts, audio, sampling_rate):
@@ -241,3 +241,46 @@ def test_only_what_could_not_be_written_is_called_so(tmp_path):
     with pytest.raises(OSError, match="could not be written.*Permission denied") as caught, writing(str(tmp_path)):
         raise OSError(errno.EACCES, "Permission denied")
     assert "make room" not in str(caught.value)
+
+
+def test_a_checkpoint_of_a_step_behind_the_last_is_refused(folder):
+    args = MusicPPOConfig(
+        output_dir=str(folder), max_steps=1, duration_s=0.1, per_device_train_batch_size=2, use_cpu=True
+    )
+    trainer = MusicPPOTrainer(tiny_generator(), loudness, args, ["slow piano", "fast drums"])
+    with pytest.raises(ValueError, match="`max_steps` = 1, and .*checkpoint-2 is of step 2: give more steps"):
+        train_or_stop(trainer, str(folder / "checkpoint-2"))
+
+
+def test_a_run_that_begins_anew_is_not_resumed_from_an_earlier_ones_checkpoints(folder, capsys):
+    """Not even if it is cut short before it saves one; what lay there is called otherwise, until the next run begins."""
+    kept = (folder / "checkpoint-2" / "model.safetensors").read_bytes()
+    for saves in ("no", "steps"):
+        args = MusicPPOConfig(
+            output_dir=str(folder),
+            max_steps=1,
+            save_strategy=saves,
+            save_steps=1,
+            duration_s=0.1,
+            per_device_train_batch_size=2,
+            use_cpu=True,
+        )
+        trainer = MusicPPOTrainer(tiny_generator(), loudness, args, ["slow piano", "fast drums"])
+        train_or_stop(trainer, None)
+        said = capsys.readouterr().err
+        if saves == "no":
+            assert "are called earlier-checkpoint-1, earlier-checkpoint-2 now: to go on from one of them" in said
+            with pytest.raises(FileNotFoundError, match="no checkpoint there"):
+                find_checkpoint("last", str(folder))
+            earlier = folder / "earlier-checkpoint-2"
+            assert find_checkpoint(str(earlier), str(folder)) == str(earlier)
+            assert (earlier / "model.safetensors").read_bytes() == kept
+        else:
+            assert "earlier" not in said  # that one left none
+    assert [path.name for path in sorted(folder.glob("*checkpoint-*"))] == [
+        "checkpoint-1",
+        "earlier-checkpoint-1",
+        "earlier-checkpoint-2",
+    ]
+    train_or_stop(trainer, None)
+    assert [path.name for path in sorted(folder.glob("*checkpoint-*"))] == ["checkpoint-1", "earlier-checkpoint-1"]

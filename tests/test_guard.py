@@ -18,11 +18,12 @@ from torch import Tensor
 
 from musicrl_hf.config import load_config
 from musicrl_hf.generator import load_generator
-from musicrl_hf.training.checkpoints import STOPPED, check_checkpoint, checkpoints_in
+from musicrl_hf.training.checkpoints import check_checkpoint, checkpoints_in
 from musicrl_hf.training.guard import OverOptimisationGuard, has_stalled
 from musicrl_hf.training.ppo import MusicPPOTrainer, run_ppo
 from musicrl_hf.training.ppo_config import PPOJob
 from musicrl_hf.training.ppo_policy import VALUE_FILE, add_lora
+from musicrl_hf.training.stopping import STOPPED
 
 
 def some_even_codes(prompts: list[str], audio: Tensor, sampling_rate: int) -> Tensor:

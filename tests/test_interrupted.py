@@ -18,7 +18,8 @@ from interrupted import OPTIONS, finish, job, last_step, small_disk, start, weig
 from musicrl_hf.audio import audio_bytes
 from musicrl_hf.cli import main
 from musicrl_hf.preferences.schema import preferences_from_rows, save_preferences
-from musicrl_hf.training.checkpoints import ASIDE, STOPPED, check_checkpoint, checkpoints_in, find_checkpoint
+from musicrl_hf.training.checkpoints import ASIDE, check_checkpoint, checkpoints_in, find_checkpoint
+from musicrl_hf.training.stopping import STOPPED
 
 KILLS = 20  # of each trainer
 SHORT = {"max_steps": "6"}

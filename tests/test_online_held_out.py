@@ -15,6 +15,7 @@ from tiny import tiny_generator
 from musicrl_hf.flat import FlatMusicRLForCausalLM
 from musicrl_hf.rewards import CombinedReward
 from musicrl_hf.rewards.variety import variety
+from musicrl_hf.training.callbacks import KLBudget
 from musicrl_hf.training.guard import OverOptimisationGuard
 from musicrl_hf.training.losses import step_sums
 from musicrl_hf.training.online import run_grpo, run_rloo
@@ -252,3 +253,67 @@ def test_an_adapter_that_is_trained_on_is_compared_with_itself_as_it_was(tmp_pat
     kl = logged(trainer, "eval_kl")
     assert abs(kl[0]) < 1e-4
     assert kl[-1] > 1e-3
+
+
+@both
+def test_an_evaluation_beyond_the_budget_of_kl_ends_the_run(kind, tmp_path, capsys):
+    """Before the log of the next step, whose KL is of the same policy, would."""
+    budget = KLBudget(1e-3, codes=20)
+    args = evaluating(kind=kind, folder=tmp_path, max_steps=4, learning_rate=3e-2)
+    trainer = TRAINERS[kind](tiny_generator(), loudness, args, prompts(), callbacks=[budget], eval_dataset=HELD_OUT)
+    trainer.train()
+    kls = logged(trainer, "eval_kl")
+    assert len(kls) == 2
+    assert kls[1] > 1e-3
+    assert trainer.state.global_step == 1
+    assert f"KL to the anchor is {kls[1]:.4g} nats a clip" in capsys.readouterr().out
+
+
+def test_a_result_is_of_the_step_that_was_saved(tmp_path, monkeypatch):
+    """Of a guarded run the loss and the evaluation are of its best step, and not of the last."""
+    monkeypatch.chdir(tmp_path)
+    Path("stepped_rewards.py").write_text(
+        "import torch\n"
+        "asked = []\n"
+        "def loud(prompts, audio, rate):\n    return audio.square().mean((1, 2)).sqrt()\n"
+        "def meant(prompts, audio, rate):\n"
+        "    asked.append(0)\n    return torch.full((len(prompts),), [1.0, 2.0, 4.0, 3.0, 0.0][len(asked) - 1])\n"
+    )
+    tiny_generator().save_pretrained("base")
+    Path("prompts.txt").write_text("slow piano\nfast guitar\n")
+    options = {"model": "base", "prompts": "prompts.txt", "eval_prompts": "prompts.txt", "output_dir": "out"}
+    options |= {"duration_s": 0.1, "max_steps": 8, "eval_steps": 1, "save_steps": 1, "logging_steps": 1, "lora_r": 2}
+    options |= {
+        "per_device_train_batch_size": 4,
+        "reward": ["stepped_rewards:loud"],
+        "watch": ["stepped_rewards:meant"],
+        "guard_patience": 2,
+    }
+    run_rloo(RLOOJob(**options, guard="watch/stepped_rewards:meant", num_generations=2))
+    metrics = json.loads(Path("out/result.json").read_text())["metrics"]
+    lines = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert metrics["best_step"] == metrics["step"] == 2
+    assert metrics["eval_watch/stepped_rewards:meant"] == 4.0
+    (of_best,) = [line for line in lines if line["step"] == 2 and "loss" in line]
+    assert {name: metrics[name] for name in ("loss", "kl", "reward")} == {
+        name: of_best[name] for name in ("loss", "kl", "reward")
+    }
+    assert max(line["step"] for line in lines) == 4
+
+
+@both
+def test_what_is_wrong_is_called_by_its_own_name(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_generator().save_pretrained("base")
+    Path("prompts.txt").write_text("slow piano\nfast guitar\n")
+    job, run = JOBS[kind]
+    options = {"model": "base", "prompts": "prompts.txt", "output_dir": "out", "num_generations": 4, "max_steps": 1}
+    with pytest.raises(FileNotFoundError, match="`eval_prompts`: there is no file none.txt"):
+        run(job(eval_prompts="none.txt", **options))
+    with pytest.raises(ValueError, match="`watch` = 'qualty' is unknown"):
+        run(job(eval_prompts="prompts.txt", eval_steps=1, watch=["qualty"], **options))
+    for name in ("beta", "epsilon"):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got -1"):
+            job(**options, **{name: -1})
+    with pytest.raises(ValueError, match="`num_iterations` must be at least 1, got 0"):
+        job(**options, num_iterations=0)

@@ -1,6 +1,7 @@
 """What a folder holds, and whether a Hub id leads anywhere: told before anything is loaded or written."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from tiny import tiny_clap, tiny_generator
 
 from musicrl_hf.generator import MusicRLForConditionalGeneration, load_generator
-from musicrl_hf.places import check_output, contents_of, find_model, weights_of
+from musicrl_hf.places import alone_in, check_output, contents_of, find_model, weights_of
 from musicrl_hf.rewards import load_reward
 from musicrl_hf.rewards.preference import PreferenceModel
 
@@ -141,3 +142,19 @@ def test_the_hub_is_asked_once(tmp_path):
     assert "there is no folder runs/votes here, and the Hub could not be reached" in run.stdout, run.stderr
     assert "check the network" in run.stdout
     assert len(calls) == 2  # one for each name that can be a Hub id
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of files are POSIX's")
+def test_a_folder_where_another_process_is_at_work_is_left_to_it(tmp_path):
+    waits = "import sys; from musicrl_hf.places import alone_in\nwith alone_in(sys.argv[1]): print('in', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", waits, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with (
+            pytest.raises(ValueError, match="`output_dir` = .* another command is at work there"),
+            alone_in(tmp_path / "out"),
+        ):
+            pytest.fail("both are there")
+        other.kill()
+    with alone_in(tmp_path / "out"):  # whatever way it ended
+        pass

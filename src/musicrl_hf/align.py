@@ -14,7 +14,7 @@ from datasets import concatenate_datasets
 from .audio import MAX_DURATION_S, atomic_path
 from .devices import find_device
 from .generator import load_generator
-from .places import check_output, find_model
+from .places import alone_in, check_output, find_model
 from .rewards.combine import NORMALISE, find_reward
 from .stages import Stages, going_on_in
 
@@ -141,14 +141,18 @@ def run_align(job: AlignJob) -> Path:
 
     Raises:
         ValueError: a setting out of range, an unknown model or reward, an empty prompt file, other settings than those that
-            the folder was begun with.
+            the folder was begun with, another run at work there.
     """
     out = Path(job.output_dir)
     check_output(out, "a whole loop of `musicrl align`")
     find_model(job.model, "musicgen", "model")
     for spec in (job.adherence, job.quality):
         find_reward(spec)
-    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
+        return _run(job, out)
+
+
+def _run(job: AlignJob, out: Path) -> Path:
     prompts, heldout = _write_prompts(job, out)
     stages = Stages(out, total=6 if job.rounds == 1 else 9)
     r, ru, preference = str(out / "r"), str(out / "ru"), f"preference:{out / 'preference'}"
@@ -370,9 +374,7 @@ def _keep_settings(job: AlignJob, out: Path) -> None:
     given = {name: value for name, value in asdict(job).items() if name not in ("output_dir", "rounds")}
     path = out / "settings.json"
     before = json.loads(path.read_text()) if path.is_file() else given
-    changed = [name for name in given if before.get(name, given[name]) != given[name]]
-    if changed:
-        name = changed[0]
+    if name := next((name for name in given if before.get(name, given[name]) != given[name]), None):
         raise ValueError(
             f"`{name}` is {given[name]!r}, and {out} was begun with {before[name]!r}: give that, or another `output_dir`."
         )
@@ -386,7 +388,7 @@ def _write_prompts(job: AlignJob, out: Path) -> tuple[Path, Path]:
     from .training.ppo import read_prompts
 
     prompts = read_prompts(job.prompts or PROMPTS / "train.txt")
-    heldout = read_prompts(job.eval_prompts or PROMPTS / "heldout.txt")[: job.heldout_prompts]
+    heldout = read_prompts(job.eval_prompts or PROMPTS / "heldout.txt", "eval_prompts")[: job.heldout_prompts]
     known = {normalise_prompt(prompt) for prompt in prompts}
     if shared := [prompt for prompt in heldout if normalise_prompt(prompt) in known]:
         raise ValueError(f"`eval_prompts` holds {shared[0]!r}, which `prompts` holds too; keep them apart.")

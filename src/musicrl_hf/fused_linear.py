@@ -2,10 +2,10 @@
 
 On an x86 CPU torch's `linear` asks MKL, which on other CPUs than Intel's does without AVX-512, and reads a weight slower for
 two rows than for one. oneDNN, which torch has too, reads a weight that was laid out for it at the speed of memory: 1.7 to 4
-times as fast from 2 to 64 rows. But a call of it takes longer than a small product itself: on Intel's, and where there is no
-AVX-512 to do without, MKL is the faster for weights that fit in a core's cache, 1.1 to 6 times up to 16 rows, and the faster the
-weight is laid out as [in, out]. For one row oneDNN has nothing to win there: MKL reads the longer side of a weight of any size in
-order, 1.1 to 1.4 times as fast. All add up in float32; their sums differ in the last bits.
+times as fast from 2 to 64 rows. But a call of it takes longer than a small product itself: on Intel's, MKL is the faster for weights
+that fit in a core's cache, 1.1 to 6 times up to 16 rows, and the faster the weight is laid out as [in, out]. And where there is no
+AVX-512 to do without, oneDNN has nothing to win for one row: MKL reads the longer side of a weight of any size in order, 1.1 to 1.4
+times as fast. All add up in float32; their sums differ in the last bits.
 
 A LoRA adapter on a layer, with its scale s, adds s B A x to what comes out. In float32 s B A is added to the weight, once, and
 costs nothing more. In bfloat16 most of it would be lost there: the A of all layers are one product, and their B another.
@@ -134,7 +134,7 @@ def _layout_of(weight: Tensor, rows: int) -> str:
     if weight.dtype == torch.float32 and _has_mkl(weight):
         if rows == 1 and not _has_avx512():
             return "turned" if weight.shape[0] >= weight.shape[1] else "own"
-        if weight.numel() <= _SMALL and (_is_intel() or not _has_avx512()):
+        if weight.numel() <= _SMALL and _is_intel():
             return "turned"
     return "packed" if _has_onednn(weight) else "own"
 

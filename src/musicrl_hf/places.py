@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,29 @@ def contents_of(folder: str | Path) -> str | None:
         **{f"checkpoints of {MODEL_TYPES.get(str(name), name)}": True for name in checkpoints},
     }
     return next((what for what, there in found.items() if there), None)
+
+
+@contextmanager
+def alone_in(folder: str | Path, argument: str = "output_dir") -> Iterator[None]:
+    """Make a folder, and keep other processes that ask the same from it while the body runs; only Windows cannot keep them.
+
+    Raises:
+        ValueError: another process is there.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with open(Path(folder) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"`{argument}` = {str(folder)!r}: another command is at work there; wait for its end, or give another folder."
+            ) from None
+        yield
 
 
 def check_output(folder: str | Path, makes: str, argument: str = "output_dir") -> None:

@@ -286,19 +286,19 @@ def normalise_prompt(prompt: str) -> str:
     return " ".join(words.split()) or prompt.strip()
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts from a text file, one a line; blank lines are passed over.
+def read_prompts(path: str | Path, name: str = "prompts") -> list[str]:
+    """Prompts from a text file, an argument called `name`, one a line; blank lines are passed over.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no prompt, or no text in UTF-8.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"`prompts`: there is no file {path}; give a text file with one prompt a line.")
-    text = read_text(Path(path), f"`prompts`: {path}")
+        raise FileNotFoundError(f"`{name}`: there is no file {path}; give a text file with one prompt a line.")
+    text = read_text(Path(path), f"`{name}`: {path}")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
-        raise ValueError(f"`prompts`: {path} holds no prompt; write one a line.")
+        raise ValueError(f"`{name}`: {path} holds no prompt; write one a line.")
     return prompts
 
 

@@ -144,22 +144,23 @@ def compares_clips(reward: Reward) -> bool:
     return bool(getattr(reward, "compares_clips", False))
 
 
-def load_reward(spec: str) -> Reward:
+def load_reward(spec: str, argument: str = "reward") -> Reward:
     """The reward that a spec names, loaded; see `find_reward`.
 
     Example:
         >>> reward = load_reward("adherence")
     """
-    return find_reward(spec)()
+    return find_reward(spec, argument)()
 
 
-def find_reward(spec: str) -> Callable[[], Reward]:
+def find_reward(spec: str, argument: str = "reward") -> Callable[[], Reward]:
     """What loads the reward that a spec names; that it is there is known before anything is loaded.
 
     Args:
         spec: "adherence" or "quality" for the bundled ones; "adherence:NAME", "quality:NAME", "preference:NAME" with a
             bundled name, a folder or a Hub id; "variety" for `variety.variety`, which training asks; "module:function" for a function
             of yours that takes `(prompts, audio, sampling_rate)`, imported as Python would from the current directory.
+        argument: what messages call it.
 
     Raises:
         ValueError: another form, or a module that has no such function.
@@ -172,7 +173,7 @@ def find_reward(spec: str) -> Callable[[], Reward]:
         name = BUNDLED_DEFAULTS[kind]
     if kind in MODEL_REWARDS and name:
         loader, model_type = MODEL_REWARDS[kind]
-        find_model(name, model_type, "reward")
+        find_model(name, model_type, argument)
 
         def load() -> Reward:
             reward = loader.from_pretrained(name)
@@ -183,7 +184,7 @@ def find_reward(spec: str) -> Callable[[], Reward]:
     if kind not in MODEL_REWARDS and is_dotted and name.isidentifier():
         function = _user_function(kind, name)
         return lambda: function
-    raise ValueError(f"`reward` = {spec!r} is unknown. Known forms: {KNOWN_FORMS}.")
+    raise ValueError(f"`{argument}` = {spec!r} is unknown. Known forms: {KNOWN_FORMS}.")
 
 
 def model_of(spec: str) -> str | None:

@@ -197,9 +197,11 @@ class StopsAtNaN(TrainerCallback):
 class KLBudget(TrainerCallback):
     """Stop when the logged KL to the anchor passes a budget: far from it, the reward is no longer to be trusted.
 
+    What is logged of a step is of the policy that sampled its clips; an evaluation's KL is of the policy behind the step.
+
     Args:
         max_kl: nats a clip, above 0.
-        key: the metric to watch.
+        key: the metric to watch; behind "eval_" it is of whole clips.
         codes: of a clip, K * F, where the metric is a mean over them, as TRL's is; 1 where it is of whole clips.
     """
 
@@ -211,11 +213,13 @@ class KLBudget(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
     ) -> None:
-        kl = self.codes * (logs or {}).get(self.key, 0.0)
-        if not kl <= self.max_kl:  # no number is over it, too
+        logged = logs or {}
+        kls = (self.codes * logged.get(self.key, 0.0), logged.get(f"eval_{self.key}", 0.0))
+        over = [kl for kl in kls if not kl <= self.max_kl]  # no number is over it, too
+        if over:
             if state.is_world_process_zero:
                 print(
-                    f"KL to the anchor is {kl:.2f} nats a clip, over `max_kl` = {self.max_kl:g}: "
+                    f"KL to the anchor is {over[0]:.4g} nats a clip, over `max_kl` = {self.max_kl:g}: "
                     f"stopping at step {state.global_step}."
                 )
             control.should_training_stop = True

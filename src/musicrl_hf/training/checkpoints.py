@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, the one to resume from, and a stop that leaves one behind.
+"""Checkpoints that are there whole or not at all, and the one to resume from.
 
 transformers' Trainer writes a checkpoint file by file into `checkpoint-N`, takes the highest N for the last one whatever it
 holds, and goes on without an optimiser or random state that it does not find. Here a checkpoint is written aside, synced and
@@ -12,12 +12,8 @@ nothing else. They are looked into before that, without being unpickled, and ref
 import errno
 import json
 import os
-import shlex
 import shutil
-import signal
 import sys
-import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,15 +24,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.serialization import get_unsafe_globals_in_checkpoint
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer_utils import TrainOutput
 
 from ..bundled import check_weights
 
 ASIDE = ".saving-"  # what the names of folders begin with that are not finished; swept by the next save
-STOPPED = 128 + signal.SIGTERM  # exit status, as a shell reports a process that SIGTERM ended
-SAME_SIGNAL_S = 5.0  # seconds in which a SIGTERM comes to a process twice: from whoever sent it and from its launcher
+EARLIER = "earlier-"  # what the names of an earlier run's checkpoints begin with, once another begins in their folder
 
 
 class WholeCheckpoints:
@@ -195,6 +189,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def set_earlier_aside(folder: str | Path) -> list[Path]:
+    """Rename the checkpoints that an earlier run left, so that none is taken for one of the run that begins: `checkpoint-3` becomes
+    `earlier-checkpoint-3`. Those that an even earlier run left are removed."""
+    found = checkpoints_in(folder)
+    if found:
+        for older in Path(folder).glob(f"{EARLIER}checkpoint-*"):
+            shutil.rmtree(older)
+    return [path.rename(path.with_name(f"{EARLIER}{path.name}")) for path in found]
+
+
 # -- resuming --------------------------------------------------------------------------------------------------------------
 
 
@@ -300,84 +304,3 @@ _UNREADABLE = (
 def _pickled(folder: Path) -> list[Path]:
     """DeepSpeed's lie in a folder of their own."""
     return sorted(path for path in folder.rglob("*") if path.suffix in (".pt", ".pth", ".bin") and path.is_file())
-
-
-# -- stopping --------------------------------------------------------------------------------------------------------------
-
-
-class StopOnTermination(TrainerCallback):
-    """After a SIGTERM, save a checkpoint at the next step that a run can go on from, and stop.
-
-    One more than `SAME_SIGNAL_S` later ends the process at once, as without this callback. Sooner it is the same one: a
-    cluster's scheduler tells all of a job's processes, and so does the launcher that it told.
-
-    Args:
-        every: a run goes on exactly from multiples of so many steps (those that are made on one set of sampled clips).
-    """
-
-    def __init__(self, every: int = 1) -> None:
-        self.every = every
-        self.asked = self.stopped = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While the body runs, SIGTERM asks for the stop; only a main thread can hear it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before, heard_at = signal.getsignal(signal.SIGTERM), 0.0
-
-        def ask(number: int, frame: Any) -> None:
-            nonlocal heard_at
-            if self.asked and time.monotonic() - heard_at > SAME_SIGNAL_S:
-                signal.signal(signal.SIGTERM, before)
-                signal.raise_signal(signal.SIGTERM)
-            elif not self.asked:
-                self.asked, heard_at = True, time.monotonic()
-
-        signal.signal(signal.SIGTERM, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        asked = self.asked
-        if args.world_size > 1:  # one process may have heard it a step before the others
-            heard = torch.tensor(int(asked), device=args.device)
-            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-            asked = bool(heard)
-        if asked and state.global_step % self.every == 0:
-            control.should_save = control.should_training_stop = self.stopped = True
-
-
-def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> TrainOutput:
-    """Train to the end; after a SIGTERM, to the next checkpoint, which is then said, and leave with status 143.
-
-    Args:
-        trainer: with `WholeCheckpoints`.
-        checkpoint: to resume from, as `find_checkpoint` gives it.
-        every: see `StopOnTermination`.
-
-    Raises:
-        OSError: a checkpoint could not be written.
-        SystemExit: on SIGTERM.
-    """
-    if checkpoint is not None and trainer.accelerator.is_main_process:
-        before, now = len([*Path(checkpoint).glob("rng_state*.pth")]), trainer.args.world_size
-        if before != now:
-            print(
-                f"{checkpoint} was saved by {before} process{'es' * (before != 1)} and goes on with {now}: what is drawn from here on is "
-                "not what it would have been.",
-                file=sys.stderr,
-            )
-    stop = StopOnTermination(every)
-    trainer.add_callback(stop)
-    with stop.listening():
-        output = trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.stopped:
-        if trainer.accelerator.is_main_process:
-            made = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
-            print(f"Stopped by SIGTERM: go on with --resume_from_checkpoint {shlex.quote(str(made))}.", file=sys.stderr)
-        raise SystemExit(STOPPED)
-    return output

@@ -18,8 +18,9 @@ from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
 from ..records import Record, write_record
 from .callbacks import MetricsWriter, ShortProgress, StopsAtNaN
-from .checkpoints import find_checkpoint, train_or_stop, writing
+from .checkpoints import find_checkpoint, writing
 from .ppo_policy import LORA_TARGETS
+from .stopping import train_or_stop
 
 NORMALISE_HELP = (
     'how rewards are combined, over the clips of a step: "none" adds them as they are, "normalise_then_sum" keeps one from '
@@ -178,7 +179,8 @@ def run_trainer(
             )
     evaluated = (_evaluation_at(saved, state) or trainer.evaluate()) if evaluate else {}
     if trainer.accelerator.is_main_process:
-        logged: dict[str, Any] = next((line for line in reversed(state.log_history) if "loss" in line), {})
+        lines = [line for line in state.log_history if "loss" in line and line["step"] <= saved]
+        logged: dict[str, Any] = lines[-1] if lines else {}
         seconds = time.monotonic() - started
         record = run_record(trainer, job, job.model, method, metrics | logged | evaluated, seconds)
         write_record(job.output_dir, record)

@@ -85,7 +85,7 @@ class RolloutTrainer(FlatTrainer):
         prompts_a_step = args.generation_batch_size // args.num_generations
         if "prompt" not in train_dataset.column_names or len(train_dataset) < prompts_a_step:
             raise ValueError(
-                f"`train_dataset` must have a `prompt` column and at least {prompts_a_step} rows, the prompts of one "
+                f"`train_dataset` (`prompts` of a job) must have a `prompt` column and at least {prompts_a_step} rows, the prompts of one "
                 f"step (generation batch of {args.generation_batch_size} / {args.num_generations} clips a prompt); got "
                 f"{len(train_dataset)} rows of {', '.join(train_dataset.column_names)}."
             )
@@ -241,7 +241,7 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
     args = job.trainer_config()
     job.check_places()
     prompts = read_prompts(job.prompts)
-    held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
+    held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts, "eval_prompts")
     reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
     trainer = trainer_class(
         job.model,
@@ -251,7 +251,7 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
         ref_model=job.ref_model,
         peft_config=job.peft_config(),
         eval_dataset=None if held_out is None else Dataset.from_dict({"prompt": held_out}),
-        watch={spec: reward.rewards.get(spec) or load_reward(spec) for spec in split_specs(job.watch)},
+        watch={spec: reward.rewards.get(spec) or load_reward(spec, "watch") for spec in split_specs(job.watch)},
     )
     if job.sample_steps:
         heard = (held_out or prompts)[:4]

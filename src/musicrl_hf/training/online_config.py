@@ -100,6 +100,11 @@ class RolloutJob(ScoringSettings, HeldOutSettings, TrainingJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("beta", "epsilon"):
+            if not vars(self)[name] >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {vars(self)[name]!r}.")
+        if self.num_iterations < 1:
+            raise ValueError(f"`num_iterations` must be at least 1, got {self.num_iterations!r}.")
         if self.max_kl is not None and not vars(self)["beta"]:
             raise ValueError(
                 f"`max_kl` = {self.max_kl!r} needs a `beta` above 0, such as 1e-6: without one TRL measures no KL."
@@ -123,7 +128,7 @@ class RolloutJob(ScoringSettings, HeldOutSettings, TrainingJob):
         self.check_held_out()
         if "variety" in split_specs(self.reward):
             self.check_groups(of_a_process)
-        if self.num_iterations < 1 or self.save_steps % self.num_iterations:
+        if self.save_steps % self.num_iterations:
             raise ValueError(
                 f"`save_steps` = {self.save_steps} must be a multiple of `num_iterations` = {self.num_iterations}: a set "
                 "of clips is used up before anything is saved, so that a resumed run goes on exactly."

@@ -345,10 +345,10 @@ def run_ppo(job: PPOJob) -> Path:
     job.check_places()
     set_seed(job.seed)
     prompts = read_prompts(job.prompts)
-    held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts)
+    held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts, "eval_prompts")
     args = job.trainer_config()
     reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
-    watch = {spec: reward.rewards.get(spec) or load_reward(spec) for spec in split_specs(job.watch)}
+    watch = {spec: reward.rewards.get(spec) or load_reward(spec, "watch") for spec in split_specs(job.watch)}
     for part in (reward, *watch.values()):
         move_reward(part, args.rewards_at)
     generator = load_generator(job.model)

@@ -39,12 +39,13 @@ from ..rewards.contract import Reward
 from ..rewards.preference import BACKBONES, PreferenceModel
 from ..rewards.windows import WINDOW_S
 from .callbacks import MetricsWriter, ShortProgress, StopsAtNaN
-from .checkpoints import ASIDE, find_checkpoint, train_or_stop, writing
+from .checkpoints import ASIDE, find_checkpoint, writing
 from .job import BF16_HELP, common_arguments, option, run_record
 from .processes import encode_in_shares
 from .reward_report import accuracy_report, baseline_margins, report_text, share_right
 from .seam import PlainOutputs
 from .sequences import ClipSequences
+from .stopping import train_or_stop
 
 DEFAULT_MODELS = {"generator": "musicrl-tiny", "clap": "musicrl-tiny-adherence"}
 DEFAULT_TEST_SHARE = 0.1  # of the prompts, where the preferences have no test split

@@ -45,7 +45,7 @@ class ScoringSettings:
             raise ValueError(
                 f"`score_in_background` = True scores a part of a set while the next is sampled, but "
                 f"`local_rollout_forward_batch_size` = {self.local_rollout_forward_batch_size} takes the {clips} clips of a "
-                "set on each process at once; set it lower, to half of them or less, or score_in_background to False."
+                "set on each process at once; set it lower, best to half of them or less, or score_in_background to False."
             )
 
     def check_groups(self, clips: int) -> None:
