@@ -38,8 +38,8 @@ with one is sampled as fast as a policy without. `--dtype bfloat16` halves what 
 decoder's weights while it lasts. Training holds the policy's logits of a few clips and one codebook at a time, and works them out
 again in the backward pass (PPO holds its anchor's whole).
 
-Codes of `musicrl-tiny` come 1.5 to 2.8 times as fast on a CPU with AVX-512 and 1.3 to 2.0 times without; if matrix products were all that takes time, it would be 2.5 to 4.9
-times and 1.7 to 4.3: what a library without faster products can hope for at 64 greedy clips there is 1.7. Where the codes of a rollout are wanted
+Codes of `musicrl-tiny` come 1.5 to 2.8 times as fast on a CPU with AVX-512 and 1.2 to 2.0 times without; if matrix products were all that takes time, it would be 2.5 to 4.9
+times and 1.5 to 3.7: what a library without faster products can hope for at 64 greedy clips there is 1.5. Where the codes of a rollout are wanted
 too, which `generate` keeps to itself, it is 2.5 to 2.8 times as fast on the Intel CPU and 3.1 to 3.7 times on the AMD's. At musicgen-small's size products are nearly all that
 there is on a CPU: without AVX-512 a step of a single clip, which waits for its weights, is 1.3 (guidance 1) and 1.5 times as fast, one of 4 clips 1.3, one of 16 1.1 to 1.3, one of 64 1.1 to 1.2; with it a
 single clip's is 1.7 and 2.9 times as fast. A single clip's products have layouts of their own without AVX-512: in oneDNN's, which is the best from 2 rows on, such a step was .95 times as fast as the stock library's. On the GPU a decoder step of
@@ -71,8 +71,10 @@ def page(results: Path) -> str:
         "turns in one process, with the same weights and prompts; a ratio is the median of those of neighbouring turns, and their range "
         'stands in brackets. "OTHERS" are greedy codes that differ from the stock library\'s, by near ties in bfloat16; "were they products '
         'alone" is the ratio that matrix products alone would have. '
-        "Training of `musicrl-tiny` on a GPU was measured before what norms and GELUs put out was made again instead of kept, and all on an "
-        "AMD EPYC before top-k was a threshold, before codes were decoded by matrix products and before silence behind a clip was passed over. "
+        "Training of `musicrl-tiny` on a GPU was measured before what norms and GELUs put out was made again instead of kept, all on an "
+        "AMD EPYC with AVX-512 before top-k was a threshold, before codes were decoded by matrix products and before silence behind a clip was "
+        "passed over, and all rollouts before the codec's decoder took less room and sound that CLAP repeats was looked at once. Steps of "
+        "musicgen-small's size for 2 clips or more were measured while products of 1024 by 1024 were MKL's there, which are oneDNN's now. "
         "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in a quarter of an hour.",
         FAST,
         "## Tables",
