@@ -147,6 +147,7 @@ def test_a_second_round_learns_from_both_and_starts_from_ru(tmp_path, capsys):
     assert "\nru2 against ru: " in (table := (out / "table.txt").read_text())
     assert table.endswith("Tuned for 1 steps of 4 clips (ru 2). This is the short version.\n")
     assert set(result["rewards"]) >= {"preference:preference", "preference:preference2"}
+    assert {"preference", "preference2"} <= set(table.splitlines()[0].split())
     under = {name: json.loads((out / name / "adapter_config.json").read_text()) for name in ("r", "u", "ru", "ru2")}
     assert {name: Path(config["base_model_name_or_path"]).name for name, config in under.items()} == {
         "r": "model", "u": "model", "ru": "r", "ru2": "ru",

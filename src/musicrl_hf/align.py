@@ -330,7 +330,8 @@ def summary_table(result: dict[str, Any], job: AlignJob) -> str:
     pairs = {(row["model"], row["against"]): row for row in result["win_rates"]}
     scores = {row["model"]: row["mean"] for row in result["mos"]}
     rewards = {name: {row["model"]: row["mean"] for row in table["means"]} for name, table in result["rewards"].items()}
-    labels = {name: name.partition(":")[0] for name in rewards}
+    kinds = [name.partition(":")[0] for name in rewards]
+    labels = {name: kind if kinds.count(kind) == 1 else name.partition(":")[2] for name, kind in zip(rewards, kinds)}
     head = ["system", f"win rate against {base} [95 %]", "w/t/l", "mean rating", *labels.values(), "diversity (dB)"]
     rows = [head]
     for name in (base, *tuned):
