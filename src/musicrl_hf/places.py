@@ -89,14 +89,20 @@ def alone_in(folder: str | Path, argument: str = "output_dir") -> Iterator[None]
         return
     import fcntl
 
-    with open(Path(folder) / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"`{argument}` = {str(folder)!r}: another command is at work there; wait for its end, or give another folder."
-            ) from None
+    held = os.open(folder, os.O_RDONLY)  # the folder itself: nothing is left in it
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise ValueError(
+            f"`{argument}` = {str(folder)!r}: another command is at work there; wait for its end, or give another folder."
+        ) from None
+    except OSError:  # some file systems lock no folders
+        pass
+    try:
         yield
+    finally:
+        os.close(held)
 
 
 def check_output(folder: str | Path, makes: str, argument: str = "output_dir") -> None:
