@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from transformers import TrainerCallback
 
 from ..generator import MusicRLForConditionalGeneration
-from ..rewards import Reward
+from ..rewards import CombinedReward, Reward, load_reward
 from ..rewards.combine import check_single_clips, compares_clips, split_specs
+from .callbacks import KLBudget
 from .clip_scorer import ClipScorer
+from .guard import OverOptimisationGuard
 from .job import option
 from .ppo_sampler import EVALUATION, clip_seed
 
@@ -101,6 +104,17 @@ class HeldOutSettings:
             "metric_for_best_model": self.guard,
             "greater_is_better": None if self.guard is None else True,
         }
+
+    def watched(self, reward: CombinedReward) -> dict[str, Reward]:
+        """What `watch` names, loaded; what is a part of `reward` too is that part."""
+        return {spec: reward.rewards.get(spec) or load_reward(spec, "watch") for spec in split_specs(self.watch)}
+
+    def stops(self, codes: int = 1) -> list[TrainerCallback]:
+        """What ends a run before its last step; `codes` as of `KLBudget`."""
+        found: list[TrainerCallback] = [] if self.max_kl is None else [KLBudget(self.max_kl, codes=codes)]
+        if self.guard is not None:
+            found.append(OverOptimisationGuard(f"eval_{self.guard}", self.guard_patience, self.guard_min_delta))
+        return found
 
 
 def check_watched(watch: dict[str, Reward] | None, held_out: object | None) -> None:

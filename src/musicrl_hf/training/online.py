@@ -15,11 +15,10 @@ from trl.trainer.utils import RepeatSampler, get_callable_name, use_adapter
 
 from ..flat import check_sampled_is_scored
 from ..generator import MusicRLForConditionalGeneration
-from ..rewards import CombinedReward, Reward, load_reward, load_rewards
-from ..rewards.combine import compares_clips, move_reward, split_specs
-from .callbacks import KLBudget, SampleWriter
+from ..rewards import CombinedReward, Reward, load_rewards
+from ..rewards.combine import compares_clips, move_reward
+from .callbacks import SampleWriter
 from .clip_scorer import ClipScorer
-from .guard import OverOptimisationGuard
 from .held_out import check_watched, evaluate_held_out
 from .job import read_prompts, run_trainer
 from .losses import step_sums
@@ -251,15 +250,12 @@ def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: st
         ref_model=job.ref_model,
         peft_config=job.peft_config(),
         eval_dataset=None if held_out is None else Dataset.from_dict({"prompt": held_out}),
-        watch={spec: reward.rewards.get(spec) or load_reward(spec, "watch") for spec in split_specs(job.watch)},
+        watch=job.watched(reward),
     )
     if job.sample_steps:
         heard = (held_out or prompts)[:4]
         writer = SampleWriter(trainer.generator, heard, job.sample_steps, job.duration_s, job.temperature, job.seed)
         trainer.add_callback(writer)  # type: ignore[attr-defined]
-    if job.max_kl is not None:
-        trainer.add_callback(KLBudget(job.max_kl, codes=args.max_completion_length or 1))  # type: ignore[attr-defined]
-    if job.guard is not None:
-        guard = OverOptimisationGuard(f"eval_{job.guard}", job.guard_patience, job.guard_min_delta)
-        trainer.add_callback(guard)  # type: ignore[attr-defined]
+    for stop in job.stops(codes=args.max_completion_length or 1):  # which the trainer has set
+        trainer.add_callback(stop)  # type: ignore[attr-defined]
     return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)

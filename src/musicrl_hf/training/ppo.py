@@ -20,13 +20,12 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, set_seed
 
 from ..generator import MusicRLForConditionalGeneration, load_generator
-from ..rewards import CombinedReward, Reward, load_reward, load_rewards
-from ..rewards.combine import compares_clips, move_reward, split_specs
+from ..rewards import CombinedReward, Reward, load_rewards
+from ..rewards.combine import compares_clips, move_reward
 from . import losses
-from .callbacks import KLBudget, SampleWriter
+from .callbacks import SampleWriter
 from .checkpoints import WholeCheckpoints
 from .clip_scorer import ClipScorer
-from .guard import OverOptimisationGuard
 from .held_out import check_watched, evaluate_held_out
 from .job import read_prompts, run_trainer
 from .ppo_config import MusicPPOConfig, PPOJob
@@ -348,21 +347,17 @@ def run_ppo(job: PPOJob) -> Path:
     held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts, "eval_prompts")
     args = job.trainer_config()
     reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)
-    watch = {spec: reward.rewards.get(spec) or load_reward(spec, "watch") for spec in split_specs(job.watch)}
+    watch = job.watched(reward)
     for part in (reward, *watch.values()):
         move_reward(part, args.rewards_at)
     generator = load_generator(job.model)
     lora = job.peft_config()
     model = generator if lora is None else add_lora(generator, lora, job.model)
-    callbacks: list[TrainerCallback] = []
+    callbacks = job.stops()
     if job.sample_steps and held_out is not None:
         callbacks.append(
             SampleWriter(generator, held_out[:8], job.sample_steps, job.duration_s, job.temperature, job.seed)
         )
-    if job.max_kl is not None:
-        callbacks.append(KLBudget(job.max_kl))
-    if job.guard is not None:
-        callbacks.append(OverOptimisationGuard(f"eval_{job.guard}", job.guard_patience, job.guard_min_delta))
     trainer = MusicPPOTrainer(model, reward, args, prompts, held_out, job.ref_model, callbacks, watch)
     method = "PPO" if job.objective == "ppo" else "REINFORCE with a value baseline"
     return run_trainer(trainer, job, method, {"prompts": len(prompts)}, evaluate=held_out is not None)
