@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: align test lint types tiny paper clean
+.PHONY: align test lint types tiny paper rehearsal clean
 
 # One resolve in a fresh environment: torch and torchaudio must come from the same build.
 $(STAMP): pyproject.toml
@@ -35,18 +35,31 @@ tiny: $(STAMP)
 	$(BIN)/python recipes/run.py --work build/tiny
 
 # The tables of MusicRL's paper on the bundled models, with simulated listeners: some fifteen hours of one core, and ten more at
-# least for the parts "larger" and "guided". The judges need what `make tiny` needs (recipes/README.md). Leaves results/.
+# least for the parts "larger" and "guided". The judges need what `make tiny` needs (recipes/README.md). Leaves results/, and what
+# README.md and the cards show of it.
+PAPER := build/paper
+MADE := build/tiny
+ROOT := .
+SIZE :=
 paper: $(STAMP)
-	$(BIN)/python recipes/paper/run.py --work build/paper
+	$(BIN)/python recipes/paper/run.py --work $(PAPER) $(SIZE)
 	$(BIN)/python -m pip install --quiet -r recipes/requirements.txt "matplotlib>=3.8"
 	$(BIN)/python -m pip install --quiet --no-deps -r recipes/requirements-alone.txt
-	for stage in corpus render judges; do $(BIN)/python recipes/$$stage.py --work build/tiny || exit 1; done
-	$(BIN)/python recipes/paper/judged.py --work build/paper
-	$(BIN)/python recipes/paper/judged.py --work build/paper --part larger
-	$(BIN)/python recipes/paper/judged.py --work build/paper --part guided --draws 4
-	$(BIN)/python recipes/paper/judged.py --work build/paper --part guided --draws 4 --guidance 3 --systems base r u ru
-	$(BIN)/python recipes/paper/gather.py --work build/paper
-	$(BIN)/python recipes/paper/tables.py
+	for stage in corpus render judges; do $(BIN)/python recipes/$$stage.py --work $(MADE) $(SIZE) || exit 1; done
+	$(BIN)/python recipes/paper/judged.py --work $(PAPER) --recipe_work $(MADE)
+	$(BIN)/python recipes/paper/judged.py --work $(PAPER) --recipe_work $(MADE) --part larger
+	$(BIN)/python recipes/paper/judged.py --work $(PAPER) --recipe_work $(MADE) --part guided --draws 4
+	$(BIN)/python recipes/paper/judged.py --work $(PAPER) --recipe_work $(MADE) --part guided --draws 4 --guidance 3 --systems base r u ru
+	$(BIN)/python recipes/paper/gather.py --work $(PAPER) --out $(ROOT)/results/paper.json
+	$(BIN)/python recipes/paper/tables.py --root $(ROOT)
+	$(if $(SIZE),,$(BIN)/python model_cards/build.py)
+
+# The same commands with a step or two of everything, in about half an hour: do they run here to their end? Leaves build/rehearsal alone.
+REHEARSAL := build/rehearsal
+rehearsal:
+	mkdir -p $(REHEARSAL)
+	cp -r README.md results $(REHEARSAL)
+	$(MAKE) paper SIZE=--tiny PAPER=$(REHEARSAL)/paper MADE=$(REHEARSAL)/tiny ROOT=$(REHEARSAL)
 
 clean:
 	rm -rf $(VENV) build out runs

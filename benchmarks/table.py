@@ -40,7 +40,7 @@ again in the backward pass (PPO holds its anchor's whole).
 
 Codes of `musicrl-tiny` come 1.5 to 2.8 times as fast on a CPU with AVX-512 and 1.2 to 2.0 times without; if matrix products were all that takes time, it would be 2.5 to 4.9
 times and 1.5 to 3.7: what a library without faster products can hope for at 64 greedy clips there is 1.5. Where the codes of a rollout are wanted
-too, which `generate` keeps to itself, it is 2.5 to 2.8 times as fast on the Intel CPU and 3.1 to 3.7 times on the AMD's. At musicgen-small's size products are nearly all that
+too, which `generate` keeps to itself, it is 2.5 to 2.8 times as fast on the Intel CPU and 3.1 to 3.7 times on the AMD's, both before decoding and scoring took less, and 2.9 to 3.7 times without AVX-512, after it (2.2 and 2.8 where they are not). At musicgen-small's size products are nearly all that
 there is on a CPU: without AVX-512 a step of a single clip, which waits for its weights, is 1.3 (guidance 1) and 1.5 times as fast, one of 4 clips 1.3, one of 16 1.1 to 1.3, one of 64 1.1 to 1.2; with it a
 single clip's is 1.7 and 2.9 times as fast. A single clip's products have layouts of their own without AVX-512: in oneDNN's, which is the best from 2 rows on, such a step was .95 times as fast as the stock library's. On the GPU a decoder step of
 musicgen-small's size takes 1.8 ms, ten times what reading its weights takes. DPO of so small a decoder as `musicrl-tiny`'s is **slower** there than stock TRL's, .61 to .96 times as fast, but for 32 pairs a step against a causal LM (1.25):
@@ -73,7 +73,7 @@ def page(results: Path) -> str:
         'alone" is the ratio that matrix products alone would have. '
         "Training of `musicrl-tiny` on a GPU was measured before what norms and GELUs put out was made again instead of kept, all on an "
         "AMD EPYC with AVX-512 before top-k was a threshold, before codes were decoded by matrix products and before silence behind a clip was "
-        "passed over, and all rollouts before the codec's decoder took less room and sound that CLAP repeats was looked at once. Steps of "
+        "passed over, and rollouts with AVX-512 before the codec's decoder took less room and sound that CLAP repeats was looked at once. Steps of "
         "musicgen-small's size for 2 clips or more were measured while products of 1024 by 1024 were MKL's there, which are oneDNN's now. "
         "[SCALING.md](SCALING.md) carries the growth to 64 GPUs on paper; `gpu.sh` measures all that needs a GPU in a quarter of an hour.",
         FAST,

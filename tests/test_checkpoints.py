@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny import tiny_generator
 
 from musicrl_hf.training.checkpoints import (
@@ -19,6 +20,8 @@ from musicrl_hf.training.checkpoints import (
     keep_newest,
     writing,
 )
+from musicrl_hf.training.online import MusicRLOOTrainer
+from musicrl_hf.training.online_config import MusicRLOOConfig
 from musicrl_hf.training.ppo import MusicPPOTrainer
 from musicrl_hf.training.ppo_config import MusicPPOConfig
 from musicrl_hf.training.stopping import train_or_stop
@@ -64,7 +67,7 @@ def test_a_checkpoint_holds_all_that_a_run_goes_on_from(folder):
     assert {path.name for path in (folder / "checkpoint-2").iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
         *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "value_head.safetensors"),
-        *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"),
+        *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer.json", "trainer_state.json"),
     }
     assert find_checkpoint("last", str(folder)) == str(folder / "checkpoint-2")
     assert find_checkpoint(None, str(folder)) is None
@@ -284,3 +287,29 @@ def test_a_run_that_begins_anew_is_not_resumed_from_an_earlier_ones_checkpoints(
     ]
     train_or_stop(trainer, None)
     assert [path.name for path in sorted(folder.glob("*checkpoint-*"))] == ["checkpoint-1", "earlier-checkpoint-1"]
+
+
+def test_another_method_does_not_go_on_from_it(folder):
+    args = MusicRLOOConfig(
+        output_dir=str(folder),
+        max_steps=3,
+        duration_s=0.1,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        use_cpu=True,
+    )
+    trainer = MusicRLOOTrainer(tiny_generator(), loudness, args, Dataset.from_dict({"prompt": ["slow piano"]}))
+    with pytest.raises(ValueError, match="checkpoint-2' was saved by MusicPPOTrainer, and this is MusicRLOOTrainer"):
+        train_or_stop(trainer, str(folder / "checkpoint-2"))
+
+
+def test_what_is_derived_from_a_trainer_goes_on_from_its_checkpoints(folder):
+    class Derived(MusicPPOTrainer):
+        pass
+
+    args = MusicPPOConfig(
+        output_dir=str(folder), max_steps=3, duration_s=0.1, per_device_train_batch_size=2, use_cpu=True
+    )
+    trainer = Derived(tiny_generator(), loudness, args, ["slow piano", "fast drums"])
+    train_or_stop(trainer, str(folder / "checkpoint-2"))
+    assert trainer.state.global_step == 3

@@ -158,3 +158,17 @@ def test_a_folder_where_another_process_is_at_work_is_left_to_it(tmp_path):
         other.kill()
     with alone_in(tmp_path / "out"):  # whatever way it ended
         assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_a_folder_for_nothing_is_gone_again(tmp_path):
+    def refuse(folder, leaves):
+        with alone_in(folder):
+            if leaves:
+                (folder / "settings.json").write_text("{}")
+            raise ValueError("the input is at fault")
+
+    (tmp_path / "before").mkdir()
+    for name, leaves in (("before", False), ("new", False), ("begun", True)):
+        with pytest.raises(ValueError, match="at fault"):
+            refuse(tmp_path / name, leaves)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "begun"]

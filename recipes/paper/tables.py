@@ -3,6 +3,7 @@
 python recipes/paper/tables.py
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ import larger_tables
 from musicrl_hf.audio import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "results"
 NAMES = {"base": "base", "r": "R", "u": "U", "ru": "RU", "ru2": "RU, second round"}
 REWARDS = {
     "adherence": "adherence",
@@ -315,15 +315,18 @@ def filled(text: str, name: str, what: str) -> str:
 
 
 def main() -> None:
-    found = json.loads((RESULTS / "paper.json").read_text())
-    plots = curve_tables.draw_curves(found, REWARDS, RESULTS)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and results/")
+    root = parser.parse_args().root
+    found = json.loads((root / "results" / "paper.json").read_text())
+    plots = curve_tables.draw_curves(found, REWARDS, root / "results")
     texts = {"results/README.md": page(found, plots)}
     for path, tables in shown(found).items():
-        texts[path] = (ROOT / path).read_text(encoding="utf-8")
+        texts[path] = (root / path).read_text(encoding="utf-8")
         for name, what in tables.items():
             texts[path] = filled(texts[path], name, what)
     for path, text in texts.items():
-        with atomic_path(ROOT / path) as temporary:
+        with atomic_path(root / path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

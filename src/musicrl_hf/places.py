@@ -80,10 +80,24 @@ def contents_of(folder: str | Path) -> str | None:
 def alone_in(folder: str | Path, argument: str = "output_dir") -> Iterator[None]:
     """Make a folder, and keep other processes that ask the same from it while the body runs; only Windows cannot keep them.
 
+    Where the body fails before anything is in it, a folder that was made for it is gone again.
+
     Raises:
         ValueError: another process is there.
     """
+    is_new = not Path(folder).exists()
     Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder, argument):
+            yield
+    except BaseException:
+        if is_new and not any(Path(folder).iterdir()):
+            Path(folder).rmdir()
+        raise
+
+
+@contextmanager
+def _locked(folder: str | Path, argument: str) -> Iterator[None]:
     if os.name != "posix":
         yield
         return

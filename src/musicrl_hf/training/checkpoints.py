@@ -30,6 +30,7 @@ from transformers.trainer_pt_utils import safe_globals
 from ..bundled import check_weights
 
 ASIDE = ".saving-"  # what the names of folders begin with that are not finished; swept by the next save
+MADE_BY = "trainer.json"  # of a checkpoint: the trainer that saved it
 EARLIER = "earlier-"  # what the names of an earlier run's checkpoints begin with, once another begins in their folder
 
 
@@ -64,6 +65,7 @@ class WholeCheckpoints:
                 self.accelerator.wait_for_everyone()  # each process has put its random state there
                 self._name_best(aside / made.name, made)
                 if self.args.should_save:
+                    (aside / made.name / MADE_BY).write_text(json.dumps({"trainer": kind_of(self)}) + "\n")
                     _sync(aside / made.name)
                     if made.exists():  # of an earlier run
                         made.rename(aside / "replaced")
@@ -124,6 +126,11 @@ def writing(what: str) -> Iterator[None]:
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def kind_of(trainer: Any) -> str:
+    """The name of this package's class that it is, whatever was derived from that."""
+    return next(cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith(__package__))
 
 
 def sweep(folder: Path) -> None:

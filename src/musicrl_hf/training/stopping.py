@@ -1,6 +1,5 @@
 """Training to the end, or to a SIGTERM and the checkpoint that it asks for."""
 
-import json
 import shlex
 import signal
 import sys
@@ -15,7 +14,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from .checkpoints import set_earlier_aside
+from ..bundled import read_json
+from .checkpoints import MADE_BY, kind_of, set_earlier_aside
 
 STOPPED = 128 + signal.SIGTERM  # exit status, as a shell reports a process that SIGTERM ended
 SAME_SIGNAL_S = 5.0  # seconds in which a SIGTERM comes to a process twice: from whoever sent it and from its launcher
@@ -77,7 +77,7 @@ def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> T
 
     Raises:
         OSError: a checkpoint could not be written.
-        ValueError: the checkpoint is of a step behind the last one.
+        ValueError: the checkpoint is of a step behind the last one, or of another kind of trainer.
         SystemExit: on SIGTERM.
     """
     if checkpoint is None and trainer.accelerator.is_main_process:
@@ -90,12 +90,7 @@ def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> T
             )
     trainer.accelerator.wait_for_everyone()
     if checkpoint is not None:
-        step = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        if step > trainer.args.max_steps > 0:
-            raise ValueError(
-                f"`max_steps` = {trainer.args.max_steps}, and {checkpoint} is of step {step}: give more steps, or another "
-                "`resume_from_checkpoint`."
-            )
+        _check_goes_on(Path(checkpoint), trainer)
     if checkpoint is not None and trainer.accelerator.is_main_process:
         before, now = len([*Path(checkpoint).glob("rng_state*.pth")]), trainer.args.world_size
         if before != now:
@@ -114,3 +109,20 @@ def train_or_stop(trainer: Trainer, checkpoint: str | None, every: int = 1) -> T
             print(f"Stopped by SIGTERM: go on with --resume_from_checkpoint {shlex.quote(str(made))}.", file=sys.stderr)
         raise SystemExit(STOPPED)
     return output
+
+
+def _check_goes_on(checkpoint: Path, trainer: Trainer) -> None:
+    """ValueError where it is a whole checkpoint, and not one that this trainer goes on from."""
+    step = read_json(checkpoint / "trainer_state.json")["global_step"]
+    if step > trainer.args.max_steps > 0:
+        raise ValueError(
+            f"`max_steps` = {trainer.args.max_steps}, and {checkpoint} is of step {step}: give more steps, or another "
+            "`resume_from_checkpoint`."
+        )
+    path, own = checkpoint / MADE_BY, kind_of(trainer)
+    made_by = read_json(path).get("trainer") if path.is_file() else own
+    if made_by != own:
+        raise ValueError(
+            f"`resume_from_checkpoint` = {str(checkpoint)!r} was saved by {made_by}, and this is {own}: give one of its own, or, to "
+            "start from its weights, `model`."
+        )
