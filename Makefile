@@ -36,7 +36,7 @@ tiny: $(STAMP)
 
 # The tables of MusicRL's paper on the bundled models, with simulated listeners: some fifteen hours of one core, and ten more at
 # least for the parts "larger" and "guided". The judges need what `make tiny` needs (recipes/README.md). Leaves results/, and what
-# README.md and the cards show of it.
+# README.md shows of it. recipes/paper/publish.py then bundles what was made, and model_cards/build.py writes its cards.
 PAPER := build/paper
 MADE := build/tiny
 ROOT := .
@@ -52,7 +52,6 @@ paper: $(STAMP)
 	$(BIN)/python recipes/paper/judged.py --work $(PAPER) --recipe_work $(MADE) --part guided --draws 4 --guidance 3 --systems base r u ru
 	$(BIN)/python recipes/paper/gather.py --work $(PAPER) --out $(ROOT)/results/paper.json
 	$(BIN)/python recipes/paper/tables.py --root $(ROOT)
-	$(if $(SIZE),,$(BIN)/python model_cards/build.py)
 
 # The same commands with a step or two of everything, in about half an hour: do they run here to their end? Leaves build/rehearsal alone.
 REHEARSAL := build/rehearsal

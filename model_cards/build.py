@@ -128,10 +128,9 @@ def adapter_record(name: str) -> Record:
     found, others = paper["guided"], {"base": "musicrl-tiny"} | {each: label for label, each in KEYS.items()}
     systems = {row["method"]: row for row in found["systems"]}
     system, base, heard = systems[key], systems["base"], found["judged"]["seeds"]["0"]
-    scores, diversity = (
-        ("adherence", "quality", "panel_taste", "other_taste"),
-        ("timbre_distance_db", "harmony_distance", "distinct_ngrams"),
-    )
+    scores = {name: name for name in ("adherence", "quality")}
+    scores |= {"panel_taste": "simulated held-out panel", "other_taste": "simulated panel of another taste"}
+    diversity = ("timbre_distance_db", "harmony_distance", "distinct_ngrams")
 
     def rates(evaluation: dict) -> dict[str, str]:
         rows = [row for row in evaluation["win_rates"] if row["a"] == key and row["b"] in others]
@@ -155,8 +154,8 @@ def adapter_record(name: str) -> Record:
             | {f"mean rating of {other}, 1 to 5": ratings[other] for other in ("base", key)},
             "simulated listeners, prompts that nothing was sought on": rates(found["fresh"]),
             **({} if key == "ru" else {"simulated listeners, all training seeds and each": by_seed}),
-            "this adapter": {score: system[score] for score in (*scores, "kl")},
-            "musicrl-tiny": {score: base[score] for score in scores},
+            "this adapter": {label: system[score] for score, label in scores.items()} | {"kl": system["kl"]},
+            "musicrl-tiny": {label: base[score] for score, label in scores.items()},
             "share of musicrl-tiny's diversity": {part: _percent(system[part] / base[part]) for part in diversity},
             f"independent judges of {clips} clips": _heard(heard[key]),
             f"independent judges of {clips} clips, musicrl-tiny": _heard(heard["base"]),

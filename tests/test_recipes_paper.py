@@ -333,6 +333,8 @@ def test_parts_that_were_made_with_other_models_say_so(recipe):
     assert tables.of_other_votes(rewards) == tables.of_other_votes(rewards | {"ablations": {}}) == []
     rewards["ablations"]["clap"]["n_votes"] = 6
     assert len(tables.of_other_votes(rewards)) == 1
+    rewards["ablations"]["no_text"] = {"n_votes": 5, "note": "of another run."}
+    assert tables.of_other_votes(rewards) == ["No text: of another run."]
 
 
 def test_the_larger_budget_is_shown_without_judges_too(recipe):

@@ -36,6 +36,7 @@ def draw_curves(found: dict[str, Any], names: Mapping[str, str], results: Path) 
         axes[0].set_xscale("symlog", linthresh=10)
         axes[0].set_xlim(left=0)
         axes[0].set_ylabel("change from the base, in each curve's own range")
+        figure.suptitle("simulated listeners: nobody listened", fontsize=9)
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
         with atomic_path(results / f"curves_{name}.svg") as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -215,11 +215,17 @@ def summary(found: dict[str, Any]) -> str:
 
 def of_other_votes(rewards: dict[str, Any]) -> list[str]:
     """A sentence where the rows without a seed were learned from other votes than the first seed's there."""
+    noted = [
+        f"{name.replace('_', ' ').capitalize()}: {row['note']}"
+        for name, row in rewards["ablations"].items()
+        if "note" in row
+    ]
     votes, others = rewards["by_seed"]["0"]["n_votes"], {row["n_votes"] for row in rewards["ablations"].values()}
     if votes in others or not others:
-        return []
+        return noted
     return [
-        "The rows without a seed are of the first seed's votes on clips through the codec's decoder before the one that ships."
+        *noted,
+        "The rows without a seed are of the first seed's votes on clips through the codec's decoder before the one that ships.",
     ]
 
 
@@ -268,7 +274,9 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         ]
     if found["curves"]:
         images = "\n\n".join(f"![{name}]({name})" for name in plots)
-        parts += ["## Too far", *made_before(found, found["reach"]), images, curve_tables.guards(found, REWARDS, table)]
+        read_off = "Both runs went to their end: what each guard would have left of them is read off their evaluations."
+        before = made_before(found, found["reach"])
+        parts += ["## Too far", *before, images, read_off, curve_tables.guards(found, REWARDS, table)]
     if found["reach"]:
         parts += [
             "## How far these listeners can be moved",
