@@ -165,9 +165,9 @@ def spent(work: Path, name: str) -> dict[str, float]:
     }
 
 
-def against_base(work: Path, part: str) -> list[dict[str, Any]]:
-    """One row a system of WORK/PART/evaluation: win rate against the base, rewards, KL, diversity, seconds, peak memory."""
-    folder = work / part / "evaluation"
+def against_base(work: Path, part: str, evaluation: str = "evaluation") -> list[dict[str, Any]]:
+    """One row a system of WORK/PART/EVALUATION: win rate against the base, rewards, KL, diversity, seconds, peak memory."""
+    folder = work / part / evaluation
     if not (folder / "results.json").exists():
         return []
     result, votes = json.loads((folder / "results.json").read_text()), read_votes(folder / "votes.csv")
@@ -315,7 +315,9 @@ def curves_and_reach(work: Path) -> dict[str, Any]:
     """The long runs, and how far they got beside the best of many clips."""
     folders = {name: work / "curves" / name for name in ("one", "ensemble")}
     curves = {name: curve(folder) for name, folder in folders.items() if (folder / "result.json").exists()}
-    return {"curves": curves, "reach": against_base(work, "curves")}
+    by_r = [row for row in against_base(work, "curves", "evaluation_by_r") if row["method"] != "base"]
+    reach = against_base(work, "curves") + [row | {"method": f"{row['method']} by R's rewards"} for row in by_r]
+    return {"curves": curves, "reach": reach}
 
 
 GATHERED: dict[str, Callable[[Path], dict[str, Any]]] = {  # by part of run.py; the second round is in the loop's tables

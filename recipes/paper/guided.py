@@ -18,7 +18,6 @@ there, and on prompts of which nothing before knows. Its tables and the adapter 
 
 from pathlib import Path
 
-from many_prompts import BUNDLED
 from plan import OTHER, PANEL, Run, Sizes
 
 ROUNDS = {  # of RU from there: what stands beside the preference rewards, and the entropy bonus a nat
@@ -172,7 +171,7 @@ def guided(work: Path, sizes: Sizes) -> list[Run]:
         )
         return Run(f"guided_{folder}", command, out / folder)
 
-    heldout, fresh = BUNDLED / "heldout.txt", out / "prompts_fresh.txt"
+    heldout, fresh = work / "seed_0" / "heldout_prompts.txt", out / "prompts_fresh.txt"
     known, played = ("adherence", "quality"), ["base", "r", "u", "ru"]
     words = ("--count", str(sizes.fresh_prompts), "--seed", "1", "--but_not", str(prompts), str(fresh))
     return [

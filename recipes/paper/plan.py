@@ -207,7 +207,7 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
     """Runs that go on until the reward that is trained and the held-out panels part: one reward, and an ensemble's worst.
 
     The first is compared with the base at its end, and with what the panel itself chooses of the base's clips: how far these
-    listeners can be moved.
+    listeners can be moved. And what R's rewards choose of them: how far R can move them.
     """
     seed, out = work / "seed_0", work / "curves"
     single = f"preference:{seed / 'preference'}"
@@ -263,7 +263,14 @@ def curves(work: Path, sizes: Sizes) -> list[Run]:
         *("--best_of", str(BEST_OF_BY_PANEL), "--best_of_reward", PANEL),
         *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation")),
     )
-    return [one, *ensemble, worst, Run("curves_evaluation", compare, out / "evaluation")]
+    by_r = (
+        *("evaluate", "--models", "base=musicrl-tiny", "--rewards", "adherence", "quality", PANEL, OTHER),
+        *("--prompts", str(seed / "heldout_prompts.txt"), "--duration_s", f"{sizes.duration_s:g}"),
+        *("--best_of", str(BEST_OF_BY_PANEL), "--best_of_reward", "0.5*adherence", "0.5*quality"),
+        *("--batch_size", "32", "--seed", "1", "--out", str(out / "evaluation_by_r")),
+    )
+    compared = Run("curves_evaluation", compare, out / "evaluation")
+    return [one, *ensemble, worst, compared, Run("curves_evaluation_by_r", by_r, out / "evaluation_by_r")]
 
 
 def limits(work: Path, sizes: Sizes) -> list[Run]:

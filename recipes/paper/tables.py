@@ -281,7 +281,7 @@ def page(found: dict[str, Any], plots: Sequence[str]) -> str:
         parts += [
             "## How far these listeners can be moved",
             "The long run on one reward at its end, and of the base's clips those that the held-out panel itself scores highest: nobody "
-            "trains on the panel, so this is no method, but what choosing can bring.",
+            "trains on the panel, so this is no method, but what choosing can bring. And those that R's two rewards score highest.",
             *made_before(found, found["reach"]),
             methods(found["reach"]),
         ]
