@@ -53,7 +53,7 @@ paper: $(STAMP)
 	$(BIN)/python recipes/paper/gather.py --work $(PAPER) --out $(ROOT)/results/paper.json
 	$(BIN)/python recipes/paper/tables.py --root $(ROOT)
 
-# The same commands with a step or two of everything, in about half an hour: do they run here to their end? Leaves build/rehearsal alone.
+# The same commands with a step or two of everything, in less than an hour: do they run here to their end? Leaves build/rehearsal alone.
 REHEARSAL := build/rehearsal
 rehearsal:
 	mkdir -p $(REHEARSAL)
