@@ -71,7 +71,7 @@ def page(results: Path) -> str:
         "turns in one process, with the same weights and prompts; a ratio is the median of those of neighbouring turns, and their range "
         'stands in brackets. "OTHERS" are greedy codes that differ from the stock library\'s, by near ties in bfloat16; "were they products '
         'alone" is the ratio that matrix products alone would have. '
-        "Training of `musicrl-tiny` on a GPU was measured before what norms and GELUs put out was made again instead of kept, all on an "
+        "Training and growth on the Intel CPU were measured before training and sampling took fewer calls; training of `musicrl-tiny` on a GPU was measured before what norms and GELUs put out was made again instead of kept, all on an "
         "AMD EPYC with AVX-512 before top-k was a threshold, before codes were decoded by matrix products and before silence behind a clip was "
         "passed over, and rollouts with AVX-512 before the codec's decoder took less room and sound that CLAP repeats was looked at once. Steps of "
         "musicgen-small's size for 2 clips or more were measured while products of 1024 by 1024 were MKL's there, which are oneDNN's now. "

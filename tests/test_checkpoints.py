@@ -23,7 +23,7 @@ from musicrl_hf.training.checkpoints import (
 from musicrl_hf.training.online import MusicRLOOTrainer
 from musicrl_hf.training.online_config import MusicRLOOConfig
 from musicrl_hf.training.ppo import MusicPPOTrainer
-from musicrl_hf.training.ppo_config import MusicPPOConfig
+from musicrl_hf.training.ppo_config import MusicPPOConfig, PPOJob
 from musicrl_hf.training.stopping import train_or_stop
 
 
@@ -313,3 +313,15 @@ def test_what_is_derived_from_a_trainer_goes_on_from_its_checkpoints(folder):
     trainer = Derived(tiny_generator(), loudness, args, ["slow piano", "fast drums"])
     train_or_stop(trainer, str(folder / "checkpoint-2"))
     assert trainer.state.global_step == 3
+
+
+def test_an_adapter_of_another_rank_does_not_go_on_from_it(folder):
+    job = {"prompts": "src/musicrl_hf/prompts/train.txt", "reward": ["quality"], "output_dir": str(folder)}
+    job["resume_from_checkpoint"] = "last"
+    assert PPOJob(**job).checkpoint() == str(folder / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"`lora_r` = 3, and .*checkpoint-2 has no adapter \(`lora_r` 0\)"):
+        PPOJob(**job, lora_r=3).checkpoint()
+    (folder / "checkpoint-2" / "adapter_config.json").write_text('{"r": 2}')
+    with pytest.raises(ValueError, match="`lora_r` = 3, and .*checkpoint-2 has an adapter of rank 2"):
+        PPOJob(**job, lora_r=3).checkpoint()
+    assert PPOJob(**job, lora_r=2).checkpoint() == str(folder / "checkpoint-2")

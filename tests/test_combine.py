@@ -279,3 +279,15 @@ def test_labels_show_no_more_of_a_path_than_tells_rewards_apart():
     for twice in (["quality", "quality"], ["preference:a/r", "preference:a/r/"]):
         with pytest.raises(ValueError, match="`rewards` names a reward twice"):
             label_specs(twice)
+
+
+def test_what_a_reward_does_to_its_sound_no_other_hears(audio):
+    def shout(prompts, audio, sampling_rate):
+        audio.mul_(10)
+        return loudness(prompts, audio, sampling_rate)
+
+    before = audio.clone()
+    found = CombinedReward({"shout": shout, "loudness": loudness}).components(PROMPTS, audio, RATE)
+    assert torch.equal(audio, before)
+    assert torch.equal(found["loudness"], loudness(PROMPTS, before, RATE))
+    torch.testing.assert_close(found["shout"], loudness(PROMPTS, 10 * before, RATE))

@@ -239,6 +239,9 @@ def test_what_cannot_be_evaluated_is_refused(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="`eval_dataset`: FSDP and ZeRO-3 share out"):
         build(eval_dataset=HELD_OUT)
+    shared = JOBS[kind][0](prompts="p.txt", output_dir=str(tmp_path / "out"), reward=["quality"], sample_steps=5)
+    with pytest.raises(ValueError, match="`sample_steps` = 5: FSDP and ZeRO-3 share out"):
+        JOBS[kind][1](shared)
 
 
 def test_an_adapter_that_is_trained_on_is_compared_with_itself_as_it_was(tmp_path):

@@ -609,12 +609,16 @@ def test_what_is_watched_hears_the_clips_that_the_reward_hears_and_is_not_traine
     for watch in (None, {"loud": watched}):
         args = config(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2)
         trainer = MusicPPOTrainer(readable_generator(), trained, args, PROMPTS, ["jazz", "rock", "pop"], watch=watch)
+        heard["reward"], decoded, generator = [], [], trainer.model.generator
+        decode = generator.decode_codes
+        generator.decode_codes = lambda *given, decode=decode, to=decoded: to.append(decode(*given)) or to[-1]
         trainer.train()
         rewards.append(logged(trainer, "reward"))
+        assert all(torch.equal(*both) for both in zip(decoded, heard["reward"], strict=True))
     assert rewards[0] == rewards[1]
     assert [len(audio) for audio in heard["watch"]] == [2, 1, 2, 1]  # three prompts, after steps 2 and 3
-    calls = {id(audio) for audio in heard["reward"]}
-    assert all(id(audio) in calls for audio in heard["watch"])  # decoded once
+    evaluated = [audio for audio in heard["reward"] if len(audio) < len(heard["reward"][0])]
+    assert all(torch.equal(*both) for both in zip(evaluated, heard["watch"], strict=True))  # decoded once for both
     means = [torch.cat(heard["watch"][i : i + 2]).square().mean().item() for i in (0, 2)]
     assert logged(trainer, "eval_watch/loud") == pytest.approx(means, abs=1e-6)
 
@@ -1003,8 +1007,9 @@ def test_variety_of_clips_that_are_alone_is_refused_from_python_too(tmp_path, re
     MusicPPOTrainer(readable_generator(), reward, config(tmp_path, num_generations=2), PROMPTS)
 
 
-def test_weights_that_are_shared_out_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+@pytest.mark.parametrize(("name", "value"), [("ACCELERATE_USE_FSDP", "true"), ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")])
+def test_weights_that_are_shared_out_are_refused(name, value, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="FSDP .*several_gpus.yaml"):
         config(tmp_path)
 

@@ -58,7 +58,7 @@ def ask_reward(
     """
     try:
         with _time_limit(timeout_s):
-            scores = reward(prompts, audio, sampling_rate)
+            scores = reward(prompts, audio.clone(), sampling_rate)  # its own: what it changes there, no other hears
     except _TooLate:
         raise late_answer(name, len(audio), timeout_s) from None
     except Exception as error:  # it may be anybody's code

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import Trainer, TrainerState
 
+from ..bundled import read_json
 from ..devices import device_name
 from ..places import check_output, find_model
 from ..preferences.schema import read_prompts as read_prompts
@@ -131,9 +132,18 @@ class TrainingJob:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is not whole, or holds pickled code.
+            ValueError: it is not whole, holds pickled code, or has an adapter of another rank than `lora_r`.
         """
-        return find_checkpoint(self.resume_from_checkpoint, self.output_dir)
+        found = find_checkpoint(self.resume_from_checkpoint, self.output_dir)
+        if found is not None:
+            config = Path(found) / "adapter_config.json"
+            rank = read_json(config).get("r") if config.is_file() else 0
+            if rank != self.lora_r:
+                has = f"an adapter of rank {rank!r}" if rank else "no adapter (`lora_r` 0)"
+                raise ValueError(
+                    f"`lora_r` = {self.lora_r}, and {found} has {has}: give that, or another `resume_from_checkpoint`."
+                )
+        return found
 
 
 def common_arguments(bf16: bool) -> dict[str, bool]:

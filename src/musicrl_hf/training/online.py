@@ -1,11 +1,9 @@
 """RLOO and GRPO: TRL's own trainers, on clips that the policy samples and rewards hear."""
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from .job import read_prompts, run_trainer
 from .losses import step_sums
 from .online_config import GRPOJob, MusicGRPOConfig, MusicRLOOConfig, RLOOJob
 from .online_scoring import ClipReward, Rollouts
+from .processes import shares_out_weights
 from .seam import FlatTrainer, flat_of, prepare_generator, prepare_reference
 from .seconds import Seconds
 
@@ -93,7 +92,7 @@ class RolloutTrainer(FlatTrainer):
                 f"`eval_dataset` must have a `prompt` column and at least one row, got {len(eval_dataset)} rows of "
                 f"{', '.join(eval_dataset.column_names) or 'nothing'}."
             )
-        if eval_dataset is not None and _shares_out_weights():
+        if eval_dataset is not None and shares_out_weights():
             raise ValueError(
                 "`eval_dataset`: FSDP and ZeRO-3 share out the policy's weights, which evaluations sample and score as a whole; "
                 "leave it out (`eval_prompts` of a job), or start one process a GPU with examples/accelerate/several_gpus.yaml."
@@ -201,11 +200,6 @@ class RolloutTrainer(FlatTrainer):
         )
 
 
-def _shares_out_weights() -> bool:
-    """Under `accelerate launch`, which tells by the environment."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-
-
 class MusicRLOOTrainer(RolloutTrainer, RLOOTrainer):
     """TRL's RLOOTrainer (REINFORCE with the leave-one-out baseline) for generators; see `RolloutTrainer`."""
 
@@ -239,6 +233,11 @@ def run_grpo(job: GRPOJob) -> Path:
 def _run(job: RLOOJob | GRPOJob, trainer_class: type[RolloutTrainer], method: str) -> Path:
     args = job.trainer_config()
     job.check_places()
+    if job.sample_steps and shares_out_weights():
+        raise ValueError(
+            f"`sample_steps` = {job.sample_steps}: FSDP and ZeRO-3 share out the policy's weights, and the clips to hear are sampled from "
+            "the whole of it; set it to 0, or start one process a GPU with examples/accelerate/several_gpus.yaml."
+        )
     prompts = read_prompts(job.prompts)
     held_out = None if job.eval_prompts is None else read_prompts(job.eval_prompts, "eval_prompts")
     reward = load_rewards(job.reward, job.normalise, job.reward_timeout_s)

@@ -90,7 +90,10 @@ class RolloutJob(ScoringSettings, HeldOutSettings, TrainingJob):
     prompts: str = field(metadata={"help": "text file, one prompt a line"})
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
     normalise: str = option("none", NORMALISE_HELP)
-    reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
+    reward_timeout_s: float = option(
+        600.0,
+        "seconds that a reward may take for one batch of clips, or until a call of C that it is in returns; 0 for no limit",
+    )
     duration_s: float = option(5.0, "length of the sampled clips, in seconds (at most 30)")
     temperature: float = option(1.0, "sampling temperature, also of the scored distribution")
     num_generations: int = option(4, "clips a prompt, compared with each other")

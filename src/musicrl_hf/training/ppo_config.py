@@ -4,13 +4,13 @@ import os
 from dataclasses import dataclass, field
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..audio import MAX_DURATION_S
 from ..rewards.combine import split_specs
 from .held_out import HeldOutSettings
 from .job import NORMALISE_HELP, TrainingJob, option
+from .processes import shares_out_weights
 from .scoring import ScoringSettings
 
 OBJECTIVES = ("paper", "ppo")
@@ -165,9 +165,9 @@ class MusicPPOConfig(PPOSettings, TrainingArguments):
         if self.save_strategy != "no":
             self.check_multiple("save_steps", self.save_steps)
         _ = self.rewards_at  # a device that is not there is known before anything is loaded
-        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        if shares_out_weights():
             raise ValueError(
-                "FSDP shares out the policy's weights, which PPO samples and saves as a whole; start one process a GPU with "
+                "FSDP and ZeRO-3 share out the policy's weights, which PPO samples and saves as a whole; start one process a GPU with "
                 "examples/accelerate/several_gpus.yaml, or use RLOO or GRPO."
             )
         if self.n_gpu > 1:
@@ -195,7 +195,10 @@ class PPOJob(PPOSettings, HeldOutSettings, TrainingJob):
     eval_prompts: str | None = option(None, "text file of held-out prompts, needed by eval_steps and sample_steps")
     reward: list[str] = option(["adherence"], "rewards, each a name or weight*name; see `musicrl score --help`")
     normalise: str = option("none", NORMALISE_HELP)
-    reward_timeout_s: float = option(600.0, "seconds that a reward may take for one batch of clips; 0 for no limit")
+    reward_timeout_s: float = option(
+        600.0,
+        "seconds that a reward may take for one batch of clips, or until a call of C that it is in returns; 0 for no limit",
+    )
     sample_steps: int = option(0, "optimiser steps between two sets of clips to hear; 0 for none")
 
     def __post_init__(self) -> None:

@@ -1,12 +1,13 @@
 """What several processes have to do together, so that they end where one would."""
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch.distributed
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather, parse_flag_from_env
 from datasets import Dataset
 from torch import Tensor
 
@@ -40,6 +41,11 @@ def encode_in_shares(encode: Callable[[Dataset, range], Any], *parts: Dataset) -
         first, last = (len(ds) * (state.process_index + side) // state.num_processes for side in (0, 1))
         encode(ds, range(first, last))
     state.wait_for_everyone()
+
+
+def shares_out_weights() -> bool:
+    """Has no process the whole policy, as under FSDP and ZeRO-3? `accelerate launch` tells it by the environment."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
 
 
 def end_processes() -> None:
