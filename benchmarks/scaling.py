@@ -198,9 +198,10 @@ def page() -> str:
 The first table was measured, on one CPU core; everything behind it is arithmetic, by `python benchmarks/scaling.py`, on assumptions
 that stand beside it. Two things have been set against a GPU since, one {there["hardware"].split(",")[0]}. A decoder step of
 musicgen-small's size took {step_ms:.1f} ms, for one clip and replayed as a CUDA graph, where the page takes {assumed_ms:.1f} ms for {CLIPS}. So
-sampling is likely to take some {step_ms / assumed_ms:.1f} times as long as the seconds below. And three iterations of `musicrl ppo` as assumed below, on random weights
+sampling is likely to take some {step_ms / assumed_ms:.1f} times as long as the seconds with CUDA graphs below. And three iterations of `musicrl ppo` as assumed below, on random weights
 of that size with codebooks of 1024, took 3.6 GB at their peak with LoRA and 9.5 GB with all weights; the third
-sampled for 1.9 and 1.2 s and learned for 2.1 and 1.3 s (read off once; `benchmarks/ppo_iteration.py` measures them). `benchmarks/gpu.sh` measures more.
+sampled for 1.9 and 1.2 s ({small.sample_s(machine, graphs=False):.2f} s below, without graphs) and learned for 2.1 and 1.3 s, {1.3 / small.update_s(machine):.0f} to {2.1 / small.update_s(machine):.0f} times the {small.update_s(machine):.2f} s below, most of it likely
+to be Python's: seconds of an update are a lower bound (read off once; `benchmarks/ppo_iteration.py` measures them). `benchmarks/gpu.sh` measures more.
 
 ## What was measured
 

@@ -3,7 +3,7 @@
     python model_cards/build.py
 
 For each bundled model this leaves `result.json` beside the weights, from `recipes/results/*.json` and, for the adapters, from
-`results/paper.json` and `results/small_budget_before.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test
+`results/paper.json`, and the card in this folder, which is what `musicrl push` would publish with it. Run it again after a recipe; a test
 compares.
 """
 
@@ -19,7 +19,6 @@ from musicrl_hf.records import Record, write_record
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "recipes" / "results"
 PAPER = HERE.parent / "results" / "paper.json"
-SMALL = HERE.parent / "results" / "small_budget_before.json"  # of the runs whose first seed musicrl-tiny-r and -u are
 STAGES = {  # what was measured for each model, in this order
     "musicrl-tiny": ["codec", "decoder", "text_encoder", "generator", "judge"],
     "musicrl-tiny-adherence": ["adherence"],
@@ -123,7 +122,8 @@ def adapter_record(name: str) -> Record:
     Raises:
         FileNotFoundError: the paper's runs have not been gathered.
     """
-    paper, small = (json.loads(path.read_text(encoding="utf-8")) for path in (PAPER, SMALL))
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    small = paper["shipped"]  # the loop whose first seed musicrl-tiny-r and -u are
     key = KEYS[name]
     found, others = paper["guided"], {"base": "musicrl-tiny"} | {each: label for label, each in KEYS.items()}
     systems = {row["method"]: row for row in found["systems"]}
@@ -162,9 +162,7 @@ def adapter_record(name: str) -> Record:
         },
         limits=SIMULATED_LIMITS + (VARIED_LIMITS + _limits_of_rounds(found) if key == "ru" else TUNED_LIMITS),
         clips=_results("judge")["clips"],
-        command="as in recipes/paper/guided.py"
-        if key == "ru"
-        else small["runs"][f"align_{small['seeds'][0]}"]["command"],
+        command="as in recipes/paper/guided.py" if key == "ru" else small["command"],
         date=made["date"],
         hardware=f"{made['hardware']}; {EARLIER_HARDWARE}" if key == "ru" else made["hardware"],
     )

@@ -244,6 +244,11 @@ def test_only_what_could_not_be_written_is_called_so(tmp_path):
     with pytest.raises(OSError, match="could not be written.*Permission denied") as caught, writing(str(tmp_path)):
         raise OSError(errno.EACCES, "Permission denied")
     assert "make room" not in str(caught.value)
+    tokenizer = tiny_generator().tokenizer.backend_tokenizer  # raises an `Exception` of no class of its own
+    with pytest.raises(OSError, match=r"could not be written \(No such file .*os error 2"), writing(str(tmp_path)):
+        tokenizer.save(str(tmp_path / "not" / "there.json"))
+    with pytest.raises(Exception, match="^another$"), writing(str(tmp_path)):
+        raise Exception("another")
 
 
 def test_a_checkpoint_of_a_step_behind_the_last_is_refused(folder):

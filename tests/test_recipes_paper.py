@@ -145,6 +145,25 @@ def test_one_adapter_may_have_a_smaller_rank(recipe, stack, tmp_path):
     assert not (tmp_path / "large").exists()
 
 
+def publishing():
+    spec = spec_from_file_location("publish_adapters", PAPER / "publish.py")  # ../publish.py has the same name
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_ships_keeps_the_figures_of_its_loop(recipe, tmp_path):
+    """Cards tell them, and a later run of everything is of other adapters until those are published."""
+    path, rows = tmp_path / "paper.json", [{"a": "r", "b": "base", "win_rate": 0.5}]
+    found = {"seeds": [0, 1], "date": "2026-01-01", "hardware": "a CPU", "win_rates": rows, "systems": {}}
+    found["runs"] = {"align_0": {"command": "musicrl align", "seconds": 1.0}}
+    path.write_text(json.dumps(found))
+    publishing().note_shipped(path)
+    written = json.loads(path.read_text())
+    of_loop = {name: found[name] for name in ("seeds", "date", "hardware", "win_rates")}
+    assert written == found | {"shipped": of_loop | {"command": "musicrl align"}}
+
+
 def test_an_adapter_says_and_is_published_with_what_guidance_it_is_played(recipe, stack, tmp_path):
     recipe("one_adapter").join(stack, str(tmp_path / "base"), tmp_path / "one", guidance_scale=1.0)
     assert load_generator(str(tmp_path / "one")).generation_config.guidance_scale == 1.0
@@ -152,9 +171,7 @@ def test_an_adapter_says_and_is_published_with_what_guidance_it_is_played(recipe
     recipe("one_adapter").join(stack, str(tmp_path / "base"), plain)
     usual = load_generator(str(plain)).generation_config.guidance_scale
     assert usual != 1.0
-    spec = spec_from_file_location("publish_adapters", PAPER / "publish.py")  # ../publish.py has the same name
-    publish = module_from_spec(spec)
-    spec.loader.exec_module(publish)
+    publish = publishing()
     for source, scale in ((tmp_path / "one", 1.0), (plain, None)):
         assert publish.publish(source, published, "base") > 0
         sampling = published / "generation_config.json"

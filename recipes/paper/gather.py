@@ -340,7 +340,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=OUT, help="results/paper.json by default")
     args = parser.parse_args()
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.part else {"judged": {}, "paper": PAPER}
+    before: dict[str, Any] = json.loads(args.out.read_text()) if args.part or args.out.exists() else {}
+    anew = {"judged": {}, "paper": PAPER} | {
+        name: before[name] for name in ("shipped",) if name in before
+    }  # publish.py's
+    found = before if args.part else anew
     runs, rewards = found.pop("runs", {}), found.pop("rewards", {})
     for gather in dict.fromkeys(GATHERED[part] for part in args.part or GATHERED):
         gathered = gather(args.work)

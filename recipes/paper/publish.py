@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the recipe's stages, which are scripts
 from common import SAMPLING_RATE
-from gather import seeds_of
+from gather import OUT, seeds_of, write
 from judge import CARD_PROMPTS, sample
 from one_adapter import CONFIG, SAMPLING, WEIGHTS
 from safetensors.torch import load_file, save_file
@@ -66,6 +66,14 @@ def write_clips(target: Path) -> None:
         write_audio(target / "samples" / f"{name}.flac", wave[None], SAMPLING_RATE)
 
 
+def note_shipped(results: Path) -> None:
+    """Keep in results/paper.json what its loop's seeds came to, as the first of them ships: later runs are of others."""
+    found = json.loads(results.read_text(encoding="utf-8"))
+    of_loop = {key: found[key] for key in ("seeds", "date", "hardware", "win_rates")}
+    found["shipped"] = of_loop | {"command": found["runs"][f"align_{found['seeds'][0]}"]["command"]}
+    write(found, results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
@@ -75,6 +83,8 @@ def main() -> None:
         folder = args.work / "guided" if name == "ru" else next(iter(seeds_of(args.work).values())).parent
         target = CHECKPOINTS / f"musicrl-tiny-{name}"
         print(f"{target.name}: {publish(folder / name, target, BASES[name]) / 1e6:.2f} MB")
+    if {"r", "u"} & {*args.names}:
+        note_shipped(OUT)
     for name in args.names:
         write_manifest()  # which a bundled base is compared with as it is loaded
         write_clips(CHECKPOINTS / f"musicrl-tiny-{name}")

@@ -111,8 +111,10 @@ def writing(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the writer of torch.save
+    except Exception as error:
+        of_torch = isinstance(error, RuntimeError) and "inline_container" in str(error)  # the writer of torch.save
+        of_tokenizers = type(error) is Exception and "(os error " in str(error)  # theirs has no class of its own
+        if not (isinstance(error, OSError | SafetensorError) or of_torch or of_tokenizers):
             raise
         remedy = "see to that"
         if not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT):  # others do not tell why
